@@ -1,0 +1,215 @@
+//! The small variable part in front of the body bytes in `Invoke` and `Reply` frames.
+//!
+//! Each text is a `u16` length and its bytes. Their limits keep most of a frame for the body and are refused, not cut: a content
+//! type that lost its end means something else.
+
+use crate::{Header, Kind, MAX_FRAME_PAYLOAD, WireError};
+
+/// The longest content type in bytes.
+pub const MAX_CONTENT_TYPE: usize = 1024;
+/// The longest invocation id, as text, in bytes.
+pub const MAX_INVOCATION_ID: usize = 128;
+
+/// The head of an `Invoke` frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallHead<'a> {
+    /// The caller's content type, visible ASCII; empty where it sent none. At most [`MAX_CONTENT_TYPE`] bytes.
+    pub content_type: &'a str,
+    /// The invocation's id as callers and logs see it. At most [`MAX_INVOCATION_ID`] bytes.
+    pub invocation: &'a str,
+}
+
+impl<'a> CallHead<'a> {
+    /// Bytes that the head takes in the payload.
+    pub const fn encoded_len(&self) -> usize {
+        4 + self.content_type.len() + self.invocation.len()
+    }
+
+    /// How many body bytes fit beside it into one frame.
+    pub const fn room(&self) -> usize {
+        MAX_FRAME_PAYLOAD.saturating_sub(self.encoded_len())
+    }
+
+    /// Appends the head to `out`.
+    ///
+    /// # Errors
+    /// [`WireError::BadHead`] for a text that is too long or no visible ASCII; `out` is then unchanged.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
+        check_content_type(self.content_type)?;
+        check_invocation(self.invocation)?;
+        put_text(out, self.content_type);
+        put_text(out, self.invocation);
+        Ok(())
+    }
+
+    /// Splits a payload into its head and the first bytes of the input.
+    ///
+    /// # Errors
+    /// [`WireError::BadHead`].
+    pub fn decode(payload: &'a [u8]) -> Result<(CallHead<'a>, &'a [u8]), WireError> {
+        let (content_type, rest) = take_text(payload)?;
+        let (invocation, rest) = take_text(rest)?;
+        check_content_type(content_type)?;
+        check_invocation(invocation)?;
+        Ok((CallHead { content_type, invocation }, rest))
+    }
+}
+
+/// The head of a `Reply` frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplyHead<'a> {
+    /// The reply's content type, visible ASCII; empty where the function chose none. At most [`MAX_CONTENT_TYPE`] bytes.
+    pub content_type: &'a str,
+}
+
+impl<'a> ReplyHead<'a> {
+    /// Bytes that the head takes in the payload.
+    pub const fn encoded_len(&self) -> usize {
+        2 + self.content_type.len()
+    }
+
+    /// How many body bytes fit beside it into one frame.
+    pub const fn room(&self) -> usize {
+        MAX_FRAME_PAYLOAD.saturating_sub(self.encoded_len())
+    }
+
+    /// Appends the head to `out`.
+    ///
+    /// # Errors
+    /// [`WireError::BadHead`] for a content type that is too long or no visible ASCII; `out` is then unchanged.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
+        check_content_type(self.content_type)?;
+        put_text(out, self.content_type);
+        Ok(())
+    }
+
+    /// Splits a payload into its head and the first bytes of the reply.
+    ///
+    /// # Errors
+    /// [`WireError::BadHead`].
+    pub fn decode(payload: &'a [u8]) -> Result<(ReplyHead<'a>, &'a [u8]), WireError> {
+        let (content_type, rest) = take_text(payload)?;
+        check_content_type(content_type)?;
+        Ok((ReplyHead { content_type }, rest))
+    }
+
+    /// Whether `text` may be a content type on this wire: visible ASCII and blanks, at most [`MAX_CONTENT_TYPE`] bytes.
+    pub fn accepts(text: &str) -> bool {
+        check_content_type(text).is_ok()
+    }
+}
+
+impl Header {
+    /// Header of an `Invoke` frame. `deadline_ms` 0 is none; `declared_len` is [`crate::LENGTH_UNKNOWN`] where it is not known.
+    pub fn invoke(id: u64, function: u32, deadline_ms: u32, declared_len: u64) -> Header {
+        Header { a: function, b: deadline_ms, c: declared_len, ..Header::new(Kind::Invoke, id) }
+    }
+}
+
+fn check_content_type(text: &str) -> Result<(), WireError> {
+    if text.len() > MAX_CONTENT_TYPE {
+        return Err(WireError::BadHead("the content type is over 1024 bytes"));
+    }
+    check_visible(text, "the content type has a byte that no header can carry")
+}
+
+fn check_invocation(text: &str) -> Result<(), WireError> {
+    if text.len() > MAX_INVOCATION_ID {
+        return Err(WireError::BadHead("the invocation id is over 128 bytes"));
+    }
+    check_visible(text, "the invocation id has a byte that no header can carry")
+}
+
+/// These texts end in HTTP headers and log lines, so a line break in one would forge the next.
+fn check_visible(text: &str, why: &'static str) -> Result<(), WireError> {
+    if text.bytes().all(|byte| (0x20..0x7F).contains(&byte)) { Ok(()) } else { Err(WireError::BadHead(why)) }
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    #[expect(clippy::cast_possible_truncation, reason = "the limits checked before are far below 65536")]
+    let len = text.len() as u16;
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn take_text(bytes: &[u8]) -> Result<(&str, &[u8]), WireError> {
+    let (len, rest) = bytes.split_first_chunk::<2>().ok_or(WireError::BadHead("a length is cut short"))?;
+    let len = usize::from(u16::from_le_bytes(*len));
+    let (text, rest) = rest.split_at_checked(len).ok_or(WireError::BadHead("a text is cut short"))?;
+    let text = std::str::from_utf8(text).map_err(|_| WireError::BadHead("a text is no UTF-8"))?;
+    Ok((text, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call_bytes() -> Vec<u8> {
+        let mut out = Vec::new();
+        CallHead { content_type: "text/plain", invocation: "a-1" }.encode(&mut out).unwrap();
+        out.extend_from_slice(b"body");
+        out
+    }
+
+    #[test]
+    fn call_head_round_trips() {
+        let bytes = call_bytes();
+        let (head, rest) = CallHead::decode(&bytes).unwrap();
+        assert_eq!(head, CallHead { content_type: "text/plain", invocation: "a-1" });
+        assert_eq!(rest, b"body");
+        assert_eq!(head.encoded_len() + rest.len(), bytes.len());
+    }
+
+    #[test]
+    fn every_truncation_of_a_call_head_is_refused() {
+        let bytes = call_bytes();
+        let head_len = bytes.len() - 4;
+        for cut in 0..head_len {
+            assert!(matches!(CallHead::decode(&bytes[..cut]), Err(WireError::BadHead(_))), "cut at {cut}");
+        }
+        assert!(CallHead::decode(&bytes[..head_len]).is_ok());
+    }
+
+    #[test]
+    fn every_truncation_of_a_reply_head_is_refused() {
+        let mut bytes = Vec::new();
+        ReplyHead { content_type: "image/png" }.encode(&mut bytes).unwrap();
+        for cut in 0..bytes.len() {
+            assert!(ReplyHead::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        assert_eq!(ReplyHead::decode(&bytes).unwrap().0.content_type, "image/png");
+    }
+
+    #[test]
+    fn a_text_that_could_forge_a_header_is_refused_by_both_ends() {
+        for bad in ["a\r\nb", "a\0b", "a\nb", "caf\u{e9}", "\x7f"] {
+            let mut out = Vec::new();
+            assert!(ReplyHead { content_type: bad }.encode(&mut out).is_err());
+            assert!(out.is_empty());
+            put_text(&mut out, bad);
+            assert!(ReplyHead::decode(&out).is_err());
+            put_text(&mut out, "x");
+            assert!(CallHead::decode(&out).is_err());
+            let mut swapped = Vec::new();
+            put_text(&mut swapped, "x");
+            put_text(&mut swapped, bad);
+            assert!(CallHead::decode(&swapped).is_err());
+        }
+    }
+
+    #[test]
+    fn limits_are_exact() {
+        let longest = "x".repeat(MAX_CONTENT_TYPE);
+        assert!(ReplyHead::accepts(&longest));
+        assert!(!ReplyHead::accepts(&(longest + "x")));
+        let mut out = Vec::new();
+        let id = "i".repeat(MAX_INVOCATION_ID + 1);
+        assert!(CallHead { content_type: "", invocation: &id }.encode(&mut out).is_err());
+        assert!(CallHead { content_type: "", invocation: &id[1..] }.encode(&mut out).is_ok());
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_refused() {
+        assert!(ReplyHead::decode(&[2, 0, 0xC3, 0x28]).is_err());
+    }
+}
