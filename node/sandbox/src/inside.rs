@@ -1,0 +1,234 @@
+//! The sandbox's own steps: waiting → loading → sealed. Each is a type, and none has a way back.
+//!
+//! The order is the security argument: image, then capabilities, `no_new_privs`, rlimits, filter 1; only then does tenant
+//! code run (the constructors that `dlopen` calls); filter 2 last. A step that fails leaves nothing usable: the process
+//! must exit.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
+
+use crate::last_words::Testament;
+use crate::limits::is_digest;
+use crate::seccomp::{self, Filter, Stage};
+use crate::{Admission, FileAccess, Limits, Phase, SandboxError, root, signals};
+
+/// What the runner itself may use of memory, beyond the function's limit: its heap, its threads' first pages.
+pub(crate) const RUNNER_BASE_BYTES: u64 = 32 << 20;
+
+/// Stack of the main thread, in bytes.
+const MAIN_STACK_BYTES: u64 = 8 << 20;
+
+/// Address space of a thread: its stack, and the arena that the allocator reserves for it.
+const THREAD_SPACE_BYTES: u64 = 144 << 20;
+
+/// Address space that is nobody's in particular: libraries, alignment.
+const SPARE_SPACE_BYTES: u64 = 4 << 30;
+
+/// Descriptors: the standard three, control, the state's two, and a few while the plugin loads.
+const DESCRIPTORS: u64 = 32;
+
+/// What the spawner measured of itself, and its forks therefore have: counted by rlimits before the function is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Footprint {
+    /// Private writable memory.
+    pub(crate) data_bytes: u64,
+    /// Address space.
+    pub(crate) space_bytes: u64,
+}
+
+/// A sandbox without an image: in its namespaces, in its root, capable in them, unfiltered. No tenant code has run.
+#[derive(Debug)]
+pub struct Waiting {
+    pub(crate) control: Option<OwnedFd>,
+    pub(crate) testament: Testament,
+    pub(crate) footprint: Footprint,
+}
+
+impl Waiting {
+    /// The framed connection to the agent.
+    ///
+    /// # Panics
+    /// After [`Waiting::take_control`].
+    pub fn control(&self) -> BorrowedFd<'_> {
+        self.control.as_ref().expect("the connection was taken").as_fd()
+    }
+
+    /// Takes the connection to the agent out (file descriptor 3).
+    ///
+    /// # Panics
+    /// On the second call.
+    pub fn take_control(&mut self) -> OwnedFd {
+        self.control.take().expect("the connection was taken")
+    }
+
+    /// The page for last words.
+    pub fn last_words(&self) -> Testament {
+        self.testament
+    }
+
+    /// Binds the image at `/image`, drops the store, capabilities and privileges, sets rlimits and filter 1. From here on
+    /// there is no `recvmsg`: receive the state's descriptors first. The process must have one thread. The main thread
+    /// gets its alternate signal stack. After an error the process must exit. Dropping the connection that was not taken
+    /// closes it.
+    pub fn admit(self, admission: &Admission) -> Result<Loading, SandboxError> {
+        if !is_digest(&admission.image) {
+            return Err(SandboxError::BadDigest(admission.image.clone()));
+        }
+        root::take_image(&admission.image)?;
+        drop_capabilities().map_err(inside("dropping capabilities"))?;
+        rustix::thread::set_no_new_privs(true).map_err(inside("setting no_new_privs"))?;
+        signals::give_signal_stack().map_err(inside("making a signal stack"))?;
+        self.limit(admission).map_err(inside("setting rlimits"))?;
+        self.testament.page.limit_bytes.store(admission.limits.memory_bytes, Ordering::Relaxed);
+        self.testament.enter(Phase::Loading);
+        seccomp::install(Filter { stage: Stage::Loading, files: admission.files })
+            .map_err(inside("installing the system-call filter"))?;
+        Ok(Loading { control: self.control, testament: self.testament, files: admission.files })
+    }
+
+    /// The ceilings that hold without a control group. `RLIMIT_NPROC` counts per user namespace, so each sandbox has its own.
+    fn limit(&self, admission: &Admission) -> io::Result<()> {
+        let Limits { memory_bytes, threads, .. } = admission.limits;
+        let threads = u64::from(threads.max(1));
+        let data = memory_bytes.saturating_add(self.footprint.data_bytes).saturating_add(RUNNER_BASE_BYTES);
+        let space = memory_bytes
+            .saturating_mul(2)
+            .saturating_add(admission.mapped_bytes)
+            .saturating_add(threads.saturating_mul(THREAD_SPACE_BYTES))
+            .saturating_add(self.footprint.space_bytes)
+            .saturating_add(SPARE_SPACE_BYTES);
+        let limits = [
+            (Resource::Data, data),
+            (Resource::As, space),
+            (Resource::Nproc, threads),
+            (Resource::Nofile, DESCRIPTORS),
+            // The one file that it can write is its state, which the agent reads back to its end. The signal that comes
+            // with the error is ignored: a sandbox is pid 1 of its namespace.
+            (Resource::Fsize, admission.mapped_bytes),
+            (Resource::Core, 0),
+            (Resource::Memlock, 0),
+            (Resource::Msgqueue, 0),
+            (Resource::Nice, 0),
+            (Resource::Rtprio, 0),
+            (Resource::Stack, MAIN_STACK_BYTES),
+        ];
+        for (resource, most) in limits {
+            lower(resource, most)?;
+        }
+        signals::limit_main_stack(usize::try_from(MAIN_STACK_BYTES).unwrap_or(usize::MAX));
+        Ok(())
+    }
+}
+
+/// Sets both limits of a resource, never above what is inherited.
+fn lower(resource: Resource, most: u64) -> io::Result<()> {
+    let inherited = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let most = Some(most.min(inherited));
+    setrlimit(resource, Rlimit { current: most, maximum: most }).map_err(io::Error::from)
+}
+
+/// Gives up every capability in the sandbox's own namespaces, and every way to have one again.
+fn drop_capabilities() -> io::Result<()> {
+    let mut every = CapabilitySet::empty();
+    // Beyond those known by name: the kernel says where its list ends.
+    for number in 0..u64::BITS {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        match rustix::thread::remove_capability_from_bounding_set(one) {
+            Ok(()) => every |= one,
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    rustix::thread::clear_ambient_capability_set()?;
+    rustix::thread::set_capabilities_secure_bits(
+        CapabilitiesSecureBits::NO_ROOT
+            | CapabilitiesSecureBits::NO_ROOT_LOCKED
+            | CapabilitiesSecureBits::NO_SETUID_FIXUP
+            | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
+            | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
+            | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
+            | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED,
+    )?;
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets { effective: none, permitted: none, inheritable: none },
+    )?;
+    Ok(())
+}
+
+/// Names a failed step inside the sandbox.
+pub(crate) fn inside<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> SandboxError {
+    move |source| SandboxError::Step {
+        step: format!("{step} in the sandbox"),
+        remedy: "Run `denizen doctor`; it tries what a sandbox needs",
+        source: source.into(),
+    }
+}
+
+/// Behind filter 1: the plugin may be loaded from `/image`, which is tenant code.
+pub struct Loading {
+    control: Option<OwnedFd>,
+    testament: Testament,
+    files: FileAccess,
+}
+
+impl fmt::Debug for Loading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loading").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl Loading {
+    /// The page for last words.
+    pub fn last_words(&self) -> Testament {
+        self.testament
+    }
+
+    /// See [`Sealed::thread_start`]; for threads that start before the seal.
+    pub fn thread_start(&self) {
+        start_thread();
+    }
+
+    /// Puts filter 2 on every thread. Fails if a thread cannot be brought under it (a constructor gave it a filter of its
+    /// own): the process must then exit.
+    pub fn seal(self) -> Result<Sealed, SandboxError> {
+        seccomp::install(Filter { stage: Stage::Sealed, files: self.files })
+            .map_err(inside("installing the second system-call filter"))?;
+        self.testament.enter(Phase::Sealed);
+        // The connection, if the runner left it here, stays open for the life of the process.
+        std::mem::forget(self.control);
+        Ok(Sealed { testament: self.testament })
+    }
+}
+
+/// Behind filter 2: functions may run.
+#[derive(Clone, Copy, Debug)]
+pub struct Sealed {
+    testament: Testament,
+}
+
+impl Sealed {
+    /// To be called first on every thread that runs functions (the main thread is prepared already): gives it a signal
+    /// stack, so that a stack overflow can be reported. The stack is never freed. Where memory is lacking the thread works
+    /// without one, and its stack overflow ends the sandbox without last words.
+    pub fn thread_start(&self) {
+        start_thread();
+    }
+
+    /// The page for last words.
+    pub fn last_words(&self) -> Testament {
+        self.testament
+    }
+}
+
+/// See [`Sealed::thread_start`].
+fn start_thread() {
+    // Nothing to tell anybody: the thread works without.
+    let _ = signals::prepare_thread();
+}

@@ -1,0 +1,57 @@
+//! What a sandbox may use, as the manifest of its image sets it.
+
+use serde::{Deserialize, Serialize};
+
+/// Ceilings of one sandbox. The agent applies them to the control group ([`crate::Sandbox::limit`]) and the sandbox
+/// applies them to itself ([`crate::Waiting::admit`]), so that they hold with and without control groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory for the function, in bytes. A fixed base for the runner itself is added to it.
+    pub memory_bytes: u64,
+    /// Threads, the runner's own included. At least 1.
+    pub threads: u32,
+    /// Hundredths of one core: 150 is one and a half. `None`: no ceiling. Needs a control group.
+    pub cpu_percent: Option<u32>,
+}
+
+/// Which files sealed tenant code may open. The image is always readable while the plugin loads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileAccess {
+    /// None: every open fails with `EACCES`.
+    #[default]
+    None,
+    /// The files of the image, for reading.
+    Image,
+}
+
+/// What a waiting sandbox must know to take in its image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admission {
+    /// The image's digest, 64 lower-case hexadecimal digits: a directory of that name in the image store.
+    pub image: String,
+    /// Ceilings to apply from inside.
+    pub limits: Limits,
+    /// What the sealed sandbox may open.
+    pub files: FileAccess,
+    /// Address space for mapped files (the state's quota), in bytes, beside the memory limit. No file can be made longer.
+    pub mapped_bytes: u64,
+}
+
+/// Whether `text` is an image digest: 64 lower-case hexadecimal digits, and so a harmless path component.
+pub(crate) fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_digest;
+
+    #[test]
+    fn only_digests_are_digests() {
+        assert!(is_digest(&"0a".repeat(32)));
+        for wrong in ["", "..", &"0A".repeat(32), &"0a".repeat(33), &"../".repeat(21), &"g0".repeat(32)] {
+            assert!(!is_digest(wrong), "{wrong}");
+        }
+    }
+}

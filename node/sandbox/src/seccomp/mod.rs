@@ -1,0 +1,53 @@
+//! The two system-call filters.
+//!
+//! **Filter 1** goes on before the plugin is loaded, because its constructors are tenant code. **Filter 2** goes on every
+//! thread after its init. The plugin shares the runner's address space, so a malicious constructor can keep filter 2
+//! from being installed: filter 1 is the boundary, filter 2 is hygiene. What lies between them — reading the sandbox's
+//! own image, mapping it executable — is pinned by a test in [`rules`].
+
+mod names;
+mod program;
+mod rules;
+
+pub(crate) use names::name_of;
+pub(crate) use rules::{Filter, Stage};
+
+use std::io;
+use std::sync::OnceLock;
+
+use libc::sock_filter;
+
+use crate::FileAccess;
+
+/// The compiled filters, one for each that there is.
+static PROGRAMS: OnceLock<[(Filter, Vec<sock_filter>); 3]> = OnceLock::new();
+
+/// Every filter that there is. Loading is the same whatever is granted.
+const FILTERS: [Filter; 3] = [
+    Filter { stage: Stage::Loading, files: FileAccess::None },
+    Filter { stage: Stage::Sealed, files: FileAccess::None },
+    Filter { stage: Stage::Sealed, files: FileAccess::Image },
+];
+
+/// Compiles the filters, so that forks find them ready.
+pub(crate) fn prepare() -> &'static [(Filter, Vec<sock_filter>)] {
+    PROGRAMS.get_or_init(|| {
+        FILTERS.map(|filter| (filter, program::compile(rules::rules(filter), names::highest())))
+    })
+}
+
+/// Puts a filter on every thread. It is never taken off.
+pub(crate) fn install(filter: Filter) -> io::Result<()> {
+    let stage_only = |files| if filter.stage == Stage::Loading { FileAccess::None } else { files };
+    let wanted = Filter { files: stage_only(filter.files), ..filter };
+    let found = prepare().iter().find(|(one, _)| *one == wanted);
+    let (_, program) = found.ok_or(io::ErrorKind::NotFound)?;
+    crate::sys::seccomp_install(program)
+}
+
+/// Whether this kernel has what the filters need.
+pub(crate) fn available() -> bool {
+    [libc::SECCOMP_RET_TRAP, libc::SECCOMP_RET_ERRNO, libc::SECCOMP_RET_KILL_PROCESS]
+        .into_iter()
+        .all(crate::sys::seccomp_has)
+}
