@@ -1,0 +1,327 @@
+//! The agent as a program sees it: started, asked for its address, stopped.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use denizen_image::{ImageStore, StoreError};
+use denizen_sandbox::{Isolation, IsolationReport, SandboxError, SpawnerConfig};
+use denizen_sched::{AppName, SchedError, SchedulerHandle};
+use futures_channel::{mpsc, oneshot};
+use futures_lite::{StreamExt, future};
+
+use crate::deployed::Deployed;
+use crate::dir::{Dir, DirError};
+use crate::executor::{self, ExecutorError, Executors, Listener};
+use crate::front::{self, Hosts};
+use crate::home::{Home, Job};
+use crate::logs::Logs;
+use crate::node::{AgentConfig, Node, Shutdown};
+use crate::pool::Pool;
+use crate::side::SideThread;
+use crate::token::{Token, random_hex};
+
+/// How long running calls may take when the agent stops.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// The directory is taken or cannot be used.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// This machine cannot run executors.
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+    /// Another program listens on the address.
+    #[error(
+        "the address {0} is in use by another program. Remedy: stop that one, or choose another with --http (port 0 is any free one)"
+    )]
+    AddressInUse(SocketAddr),
+    /// The address cannot be listened on.
+    #[error("the address {address} cannot be listened on: {source}. Remedy: choose another with --http")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The spawner does not start, or a required layer of isolation is missing.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The image store cannot be opened.
+    #[error(transparent)]
+    Images(#[from] StoreError),
+    /// The scheduler does not answer.
+    #[error("the scheduler does not answer: {0}")]
+    Scheduler(#[from] SchedError),
+    /// What an application runs cannot be read back.
+    #[error(
+        "application {app}: {why}. Remedy: start the version of this program that was used before, or deploy to it again"
+    )]
+    Application {
+        /// Its name.
+        app: AppName,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file of the directory, or a thread.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A node's directory, locked by this program. Open the scheduler's store in it before [`Agent::start_in`].
+#[derive(Debug)]
+pub struct NodeDir(Dir);
+
+impl NodeDir {
+    /// Makes the directory if it is not there, and locks it.
+    ///
+    /// # Errors
+    /// [`DirError::Locked`] where another agent has it; [`DirError::Unusable`].
+    pub fn open(path: &Path) -> Result<NodeDir, DirError> {
+        Dir::open(path).map(NodeDir)
+    }
+
+    /// Where the scheduler's store is.
+    pub fn scheduler_store(&self) -> PathBuf {
+        self.0.root().join("sched.redb")
+    }
+}
+
+/// A running agent. [`Agent::stop`] ends it in order; when it is dropped without, its sandboxes die with the program.
+#[derive(Debug)]
+pub struct Agent {
+    node: Arc<Node>,
+    executors: Option<Executors>,
+}
+
+impl Agent {
+    /// [`NodeDir::open`] and [`Agent::start_in`], for a scheduler whose store is elsewhere or already open.
+    ///
+    /// # Errors
+    /// As both.
+    pub fn start(config: AgentConfig, scheduler: SchedulerHandle) -> Result<Agent, AgentError> {
+        let dir = NodeDir::open(&config.dir)?;
+        Agent::start_in(dir, config, scheduler)
+    }
+
+    /// Starts an agent; when this returns, it serves. Blocks for some tens of milliseconds. `config.dir` is not looked at.
+    ///
+    /// # Errors
+    /// [`AgentError`]; nothing is left running then.
+    pub fn start_in(
+        dir: NodeDir,
+        config: AgentConfig,
+        scheduler: SchedulerHandle,
+    ) -> Result<Agent, AgentError> {
+        executor::preflight()?;
+        raise_descriptor_limit();
+        let NodeDir(dir) = dir;
+        let count = config.executors.max(1);
+        let (address, sockets) =
+            executor::bind(config.http, count).map_err(|source| address_error(config.http, source))?;
+        let apps = future::block_on(applications(&scheduler))?;
+        let (jobs, queues): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded::<Job>()).unzip();
+        let node = Arc::new(make_node(dir, config, address, scheduler, jobs)?);
+        let seeds = sockets.into_iter().zip(queues).enumerate().map(|(index, (socket, queue))| {
+            let home = HomeSeed { node: Arc::clone(&node), index, apps: apps.clone() };
+            (home, socket, queue)
+        });
+        let executors = Executors::start(seeds.collect(), |(seed, socket, queue)| async move {
+            let home = seed.grow();
+            executor::spawn(front::accept(Rc::clone(&home), Listener::adopt(socket)));
+            work(home, queue).await;
+        })?;
+        let agent = Agent { node, executors: Some(executors) };
+        let endpoint = agent.node.dir.write_endpoint(&address.to_string());
+        endpoint.map_err(|source| AgentError::System {
+            what: "the endpoint file cannot be written".to_owned(),
+            source,
+        })?;
+        Ok(agent)
+    }
+
+    /// The address that it listens on.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.node.address
+    }
+
+    /// Its directory, absolute.
+    pub fn dir(&self) -> &Path {
+        self.node.dir.root()
+    }
+
+    /// Which layers of isolation its sandboxes have.
+    pub fn isolation(&self) -> &IsolationReport {
+        self.node.pool.report()
+    }
+
+    /// Waits at most `limit` for a `POST /v1/shutdown`; whether one came.
+    pub fn wait_for_shutdown(&self, limit: Duration) -> bool {
+        self.node.shutdown.wait(limit)
+    }
+
+    /// Lets calls finish, at most for some seconds, and ends every sandbox. State stays where it is: nothing is swapped out.
+    /// False where something had to be broken off.
+    pub fn stop(mut self) -> bool {
+        self.end()
+    }
+
+    fn end(&mut self) -> bool {
+        let Some(executors) = self.executors.take() else { return true };
+        self.node.stopping.store(true, Ordering::Relaxed);
+        self.node.dir.remove_endpoint();
+        let begun = Instant::now();
+        let told: Vec<_> =
+            (0..self.node.executors()).filter_map(|executor| stop_home(&self.node, executor)).collect();
+        let orderly = told.into_iter().all(|told| future::block_on(told).is_ok());
+        for jobs in &self.node.jobs {
+            jobs.close_channel();
+        }
+        let joined = executors.join(begun + 2 * STOP_LIMIT + Duration::from_secs(1));
+        self.node.pool.stop();
+        orderly && joined
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// An active process takes about eight descriptors, and shells allow 1024 for the sake of programs that use select(2). As many as may
+/// be had; what programs started from here inherit is theirs to lower.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // Where it is refused, calls say what lacks.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
+/// Drains all processes of an executor; resolves when they have ended.
+fn stop_home(node: &Node, executor: usize) -> Option<oneshot::Receiver<()>> {
+    let (tell, told) = oneshot::channel();
+    let job = |home: Rc<Home>| {
+        executor::spawn(async move {
+            let stops: Vec<_> = home
+                .apps()
+                .into_iter()
+                .flat_map(|app| app.processes())
+                .map(|process| {
+                    let (tell, told) = oneshot::channel();
+                    let home = Rc::clone(&home);
+                    executor::spawn(async move {
+                        let _ = process.stop(&home, STOP_LIMIT).await;
+                        let _ = tell.send(());
+                    });
+                    told
+                })
+                .collect();
+            let all = async {
+                for stopped in stops {
+                    let _ = stopped.await;
+                }
+            };
+            executor::within(2 * STOP_LIMIT, all).await;
+            let _ = tell.send(());
+        });
+    };
+    node.send_job(executor, Box::new(job)).ok()?;
+    Some(told)
+}
+
+/// What an executor's home is made from, in its own thread.
+struct HomeSeed {
+    node: Arc<Node>,
+    index: usize,
+    apps: Vec<(AppName, Arc<Deployed>)>,
+}
+
+impl HomeSeed {
+    fn grow(self) -> Rc<Home> {
+        let home = Home::new(self.node, self.index);
+        for (name, image) in self.apps {
+            home.deploy(&name, image);
+        }
+        home
+    }
+}
+
+/// Does what other executors want done here, until the node stops.
+async fn work(home: Rc<Home>, mut queue: mpsc::UnboundedReceiver<Job>) {
+    while let Some(job) = queue.next().await {
+        job(Rc::clone(&home));
+    }
+}
+
+async fn applications(scheduler: &SchedulerHandle) -> Result<Vec<(AppName, Arc<Deployed>)>, AgentError> {
+    let mut apps = Vec::new();
+    for record in scheduler.apps().await? {
+        let image = scheduler.image_of(record.app.clone()).await?;
+        let broken = |why: crate::problem::Problem| AgentError::Application {
+            app: record.app.clone(),
+            why: why.to_string(),
+        };
+        apps.push((record.app.clone(), Arc::new(Deployed::from_record(&image).map_err(broken)?)));
+    }
+    Ok(apps)
+}
+
+fn make_node(
+    dir: Dir,
+    config: AgentConfig,
+    address: SocketAddr,
+    scheduler: SchedulerHandle,
+    jobs: Vec<mpsc::UnboundedSender<Job>>,
+) -> Result<Node, AgentError> {
+    let system = |what: &str| {
+        let what = what.to_owned();
+        move |source| AgentError::System { what, source }
+    };
+    let side = |name: &str| SideThread::start(name).map_err(system("a thread cannot be started"));
+    let images = ImageStore::open(&dir.images())?;
+    let spawner = SpawnerConfig {
+        image_store: dir.images(),
+        lock_dir: dir.root().to_owned(),
+        isolation: Isolation { require: config.require_isolation },
+    };
+    let pool = Pool::start(spawner, config.pool, side("spawning")?)?;
+    Ok(Node {
+        hosts: Hosts::new(address, &config.allow_hosts),
+        token: Token::open(&dir.token()).map_err(system("the token cannot be read or made"))?,
+        boot: random_hex::<4>().map_err(system("no random numbers can be had"))?,
+        copying: side("copying")?,
+        importing: side("importing")?,
+        config,
+        dir,
+        address,
+        scheduler,
+        images,
+        pool,
+        logs: Logs::default(),
+        assigning: side("assigning")?,
+        started: Instant::now(),
+        jobs,
+        stopping: AtomicBool::new(false),
+        shutdown: Shutdown::default(),
+    })
+}
+
+fn address_error(address: SocketAddr, source: io::Error) -> AgentError {
+    if source.kind() == io::ErrorKind::AddrInUse {
+        return AgentError::AddressInUse(address);
+    }
+    AgentError::Address { address, source }
+}

@@ -1,0 +1,238 @@
+//! From a request's path to what it asks for. Pure.
+//!
+//! Names are checked on the bytes that percent-decoding gives, before anything is looked up: `a%2Fb` is one bad name, not two
+//! segments. What is returned holds only names that obey the rule.
+
+use std::borrow::Cow;
+
+use hyper::Method;
+
+use crate::problem::{Kind, Problem};
+
+/// A checked name from a path or a header.
+pub(crate) type Name<'a> = Cow<'a, str>;
+
+/// What a path names.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Route<'a> {
+    /// `None`: the process is named by a header, or not at all.
+    Call {
+        app: Name<'a>,
+        process: Option<Name<'a>>,
+        function: Name<'a>,
+    },
+    Node,
+    Apps,
+    AppImage(Name<'a>),
+    Images,
+    AppProcesses(Name<'a>),
+    Processes,
+    Process(Name<'a>, Name<'a>),
+    SwapOut(Name<'a>, Name<'a>),
+    SwapIn(Name<'a>, Name<'a>),
+    Logs,
+    Shutdown,
+}
+
+impl Route<'_> {
+    /// The methods that it has, as `Allow` lists them.
+    pub(crate) const fn methods(&self) -> &'static str {
+        match self {
+            Route::Call { .. } | Route::SwapOut(..) | Route::SwapIn(..) | Route::Shutdown => "POST",
+            Route::AppImage(_) => "GET, PUT",
+            Route::Process(..) => "GET, POST, DELETE",
+            _ => "GET",
+        }
+    }
+
+    /// Whether it has `method`.
+    pub(crate) fn has(&self, method: &Method) -> bool {
+        self.methods().split(", ").any(|one| one == method.as_str())
+    }
+}
+
+/// What `path` names.
+///
+/// # Errors
+/// `unknown-path`, or `bad-name` where a name is to be and something else is.
+pub(crate) fn parse(path: &str) -> Result<Route<'_>, Problem> {
+    let unknown = || Problem::new(Kind::UnknownPath, format!("there is nothing at {}", shown(path)));
+    let mut segments = path.strip_prefix("/v1/").ok_or_else(unknown)?.split('/');
+    let mut parts = [""; 6];
+    let mut count = 0;
+    for segment in segments.by_ref() {
+        *parts.get_mut(count).ok_or_else(unknown)? = segment;
+        count += 1;
+    }
+    Ok(match parts.get(..count).unwrap_or_default() {
+        ["apps", app, "processes", process, "functions", function] => {
+            Route::Call { app: name(app)?, process: Some(name(process)?), function: name(function)? }
+        }
+        ["apps", app, "functions", function] => {
+            Route::Call { app: name(app)?, process: None, function: name(function)? }
+        }
+        ["node"] => Route::Node,
+        ["apps"] => Route::Apps,
+        ["apps", app, "image"] => Route::AppImage(name(app)?),
+        ["images"] => Route::Images,
+        ["apps", app, "processes"] => Route::AppProcesses(name(app)?),
+        ["processes"] => Route::Processes,
+        ["apps", app, "processes", process] => Route::Process(name(app)?, name(process)?),
+        ["apps", app, "processes", process, "swap-out"] => Route::SwapOut(name(app)?, name(process)?),
+        ["apps", app, "processes", process, "swap-in"] => Route::SwapIn(name(app)?, name(process)?),
+        ["logs"] => Route::Logs,
+        ["shutdown"] => Route::Shutdown,
+        _ => return Err(unknown()),
+    })
+}
+
+/// Decodes and checks one name.
+///
+/// # Errors
+/// `bad-name`.
+pub(crate) fn name(encoded: &str) -> Result<Name<'_>, Problem> {
+    let decoded = decode(encoded)?;
+    denizen_sched::names::check(&decoded).map_err(|error| Problem::new(Kind::BadName, error.to_string()))?;
+    Ok(decoded)
+}
+
+/// Percent-decodes; what is no UTF-8 afterwards is no name.
+fn decode(encoded: &str) -> Result<Cow<'_, str>, Problem> {
+    if !encoded.contains('%') {
+        return Ok(Cow::Borrowed(encoded));
+    }
+    let bad = |why: &str| Problem::new(Kind::BadName, format!("the name {} {why}", shown(encoded)));
+    let mut bytes = Vec::with_capacity(encoded.len());
+    let mut rest = encoded.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let digits = (rest.next().and_then(hex_digit), rest.next().and_then(hex_digit));
+        let (Some(high), Some(low)) = digits else {
+            return Err(bad("has a `%` that two hexadecimal digits do not follow"));
+        };
+        bytes.push(high << 4 | low);
+    }
+    String::from_utf8(bytes).map(Cow::Owned).map_err(|_| bad("is not UTF-8"))
+}
+
+const fn hex_digit(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        b'A'..=b'F' => Some(byte - b'A' + 10),
+        _ => None,
+    }
+}
+
+/// At most 80 characters of something that a caller sent, in quotes.
+pub(crate) fn shown(text: &str) -> String {
+    let start: String = text.chars().take(80).collect();
+    if start.len() < text.len() { format!("{start:?}...") } else { format!("{start:?}") }
+}
+
+/// The values of `wanted` keys in a query string, decoded; of a key that is there twice, the last.
+///
+/// # Errors
+/// `bad-request` for a broken escape.
+pub(crate) fn query<const N: usize>(
+    query: Option<&str>,
+    wanted: [&str; N],
+) -> Result<[Option<String>; N], Problem> {
+    let mut values = [const { None }; N];
+    for pair in query.unwrap_or_default().split('&') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if let Some(slot) = wanted.iter().position(|one| *one == key).and_then(|at| values.get_mut(at)) {
+            let value = decode(value).map_err(|_| {
+                Problem::new(Kind::BadRequest, format!("the query's {key} cannot be decoded"))
+            })?;
+            *slot = Some(value.into_owned());
+        }
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(path: &str) -> Kind {
+        parse(path).expect_err(path).kind()
+    }
+
+    #[test]
+    fn every_path_of_the_interface_is_known() {
+        let call = |process: Option<&'static str>| Route::Call {
+            app: "a".into(),
+            process: process.map(Into::into),
+            function: "f".into(),
+        };
+        let (a, p) = (|| Name::from("a"), || Name::from("p"));
+        for (path, route) in [
+            ("/v1/apps/a/processes/p/functions/f", call(Some("p"))),
+            ("/v1/apps/a/functions/f", call(None)),
+            ("/v1/node", Route::Node),
+            ("/v1/apps", Route::Apps),
+            ("/v1/apps/a/image", Route::AppImage(a())),
+            ("/v1/images", Route::Images),
+            ("/v1/apps/a/processes", Route::AppProcesses(a())),
+            ("/v1/processes", Route::Processes),
+            ("/v1/apps/a/processes/p", Route::Process(a(), p())),
+            ("/v1/apps/a/processes/p/swap-out", Route::SwapOut(a(), p())),
+            ("/v1/apps/a/processes/p/swap-in", Route::SwapIn(a(), p())),
+            ("/v1/logs", Route::Logs),
+            ("/v1/shutdown", Route::Shutdown),
+        ] {
+            assert_eq!(parse(path), Ok(route), "{path}");
+        }
+    }
+
+    #[test]
+    fn other_paths_are_unknown() {
+        for path in [
+            "",
+            "/",
+            "/v1",
+            "/v1/",
+            "/v2/node",
+            "/v1/node/",
+            "//v1/node",
+            "/v1/apps/a/b",
+            "/v1/a/b/c/d/e/f/g/h",
+        ] {
+            assert_eq!(refused(path), Kind::UnknownPath, "{path}");
+        }
+    }
+
+    #[test]
+    fn names_are_checked_after_decoding() {
+        let long = "x".repeat(129);
+        for name in [
+            "a%2Fb", "..", "%2e%2e", ".", "a%00b", "a%FFb", "%", "%4", "%zz", "-a", "%2Da", "", "a%20b",
+            "\u{e9}", &long,
+        ] {
+            let path = format!("/v1/apps/{name}/processes/p/functions/f");
+            assert_eq!(refused(&path), Kind::BadName, "{name}");
+        }
+        let decoded = parse("/v1/apps/%61%2eb/functions/f%5F1");
+        assert_eq!(decoded, Ok(Route::Call { app: "a.b".into(), process: None, function: "f_1".into() }));
+    }
+
+    #[test]
+    fn methods_are_those_of_the_interface() {
+        let process = parse("/v1/apps/a/processes/p").unwrap();
+        assert!(process.has(&Method::DELETE) && process.has(&Method::GET) && process.has(&Method::POST));
+        assert!(!process.has(&Method::PUT));
+        assert!(!parse("/v1/node").unwrap().has(&Method::POST));
+    }
+
+    #[test]
+    fn a_query_is_read_by_key() {
+        let values = query(Some("app=a%62&follow=1&app=c&x=y"), ["app", "process", "follow"]);
+        assert_eq!(values, Ok([Some("c".into()), None, Some("1".into())]));
+        assert!(query(Some("app=%"), ["app"]).is_err());
+        assert_eq!(query(None, ["app"]), Ok([None]));
+    }
+}

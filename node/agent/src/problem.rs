@@ -1,0 +1,292 @@
+//! Errors as callers see them: `application/problem+json` (RFC 9457), one stable `type` for each thing that can be told apart.
+//!
+//! The table in [`kinds`] is the only list of them; `docs/errors.md` is generated from it and a test keeps the two equal. A problem
+//! says whose doing it is and whether the same request may be sent again: where nothing is known, it says `unknown`.
+
+mod kinds;
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::{Map, Value};
+
+pub(crate) use kinds::Kind;
+#[cfg(test)]
+pub(crate) use kinds::{ENTRIES, Entry};
+
+/// What every `type` begins with.
+const URN: &str = "urn:denizen:problem:";
+
+/// Whose doing it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blame {
+    Caller,
+    Function,
+    Host,
+    Store,
+}
+
+impl Blame {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Blame::Caller => "caller",
+            Blame::Function => "function",
+            Blame::Host => "host",
+            Blame::Store => "store",
+        }
+    }
+}
+
+/// Whether the same request may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// It would fail again.
+    Never,
+    /// Nothing was committed.
+    Safe,
+    /// It may have been committed.
+    Unknown,
+}
+
+impl Retry {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Retry::Never => "never",
+            Retry::Safe => "safe",
+            Retry::Unknown => "unknown",
+        }
+    }
+}
+
+/// One error, on its way to a caller. Boxed: most calls have none.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Problem(Box<Inner>);
+
+#[derive(Clone, PartialEq)]
+struct Inner {
+    kind: Kind,
+    detail: String,
+    cause: Option<String>,
+    remedy: Option<Cow<'static, str>>,
+    retry: Option<Retry>,
+    retry_after_s: Option<u64>,
+    process: Option<String>,
+    invocation: Option<String>,
+    more: Map<String, Value>,
+}
+
+impl Problem {
+    /// A problem of `kind`; `detail` says what happened this time.
+    pub(crate) fn new(kind: Kind, detail: impl Into<String>) -> Problem {
+        Problem(Box::new(Inner {
+            kind,
+            detail: detail.into(),
+            cause: None,
+            remedy: None,
+            retry: None,
+            retry_after_s: None,
+            process: None,
+            invocation: None,
+            more: Map::new(),
+        }))
+    }
+
+    /// What led to it.
+    #[must_use]
+    pub(crate) fn cause(mut self, cause: impl fmt::Display) -> Problem {
+        self.0.cause = Some(cause.to_string());
+        self
+    }
+
+    /// A remedy for this case, in place of the kind's own.
+    #[must_use]
+    pub(crate) fn remedy(mut self, remedy: impl Into<Cow<'static, str>>) -> Problem {
+        self.0.remedy = Some(remedy.into());
+        self
+    }
+
+    /// What is known about a retry in this case, in place of what holds for the kind.
+    #[must_use]
+    pub(crate) fn retry(mut self, retry: Retry) -> Problem {
+        self.0.retry = Some(retry);
+        self
+    }
+
+    /// When a retry has a chance.
+    #[must_use]
+    pub(crate) fn retry_after_s(mut self, seconds: u64) -> Problem {
+        self.0.retry_after_s = Some(seconds);
+        self
+    }
+
+    /// The process that it is about.
+    #[must_use]
+    pub(crate) fn process(mut self, process: &str) -> Problem {
+        self.0.process = Some(process.to_owned());
+        self
+    }
+
+    /// The invocation that it is about.
+    #[must_use]
+    pub(crate) fn invocation(mut self, invocation: &str) -> Problem {
+        self.0.invocation = Some(invocation.to_owned());
+        self
+    }
+
+    /// An extension member.
+    #[must_use]
+    pub(crate) fn with(mut self, name: &str, value: Value) -> Problem {
+        self.0.more.insert(name.to_owned(), value);
+        self
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    pub(crate) fn status(&self) -> u16 {
+        self.0.kind.entry().status
+    }
+
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        self.0.retry_after_s
+    }
+
+    pub(crate) fn invocation_name(&self) -> Option<&str> {
+        self.0.invocation.as_deref()
+    }
+
+    pub(crate) fn has_process(&self) -> bool {
+        self.0.process.is_some()
+    }
+
+    /// The document.
+    pub(crate) fn to_json(&self) -> Value {
+        serde_json::to_value(self).unwrap_or(Value::Null)
+    }
+}
+
+impl Serialize for Problem {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Inner { kind, detail, cause, remedy, retry, process, invocation, more, .. } = &*self.0;
+        let entry = kind.entry();
+        let mut map = to.serialize_map(None)?;
+        map.serialize_entry("type", &format_args!("{URN}{}", entry.slug))?;
+        map.serialize_entry("title", entry.title)?;
+        map.serialize_entry("status", &entry.status)?;
+        map.serialize_entry("detail", detail)?;
+        map.serialize_entry("blame", entry.blame.as_str())?;
+        map.serialize_entry("retry", retry.unwrap_or(entry.retry).as_str())?;
+        if let Some(cause) = cause {
+            map.serialize_entry("cause", cause)?;
+        }
+        map.serialize_entry("remedy", remedy.as_deref().unwrap_or(entry.remedy))?;
+        if let Some(process) = process {
+            map.serialize_entry("process", process)?;
+        }
+        if let Some(invocation) = invocation {
+            map.serialize_entry("invocation", invocation)?;
+        }
+        for (name, value) in more {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl fmt::Debug for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.0.kind.entry().slug, self.0.detail)?;
+        match &self.0.cause {
+            Some(cause) => write!(f, " ({cause})"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the page is that the table below is printed to.
+    const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors.md");
+
+    const INTRODUCTION: &str = "\
+# Errors
+
+Every error of a node is an `application/problem+json` document (RFC 9457). Its `type` is `urn:denizen:problem:` and a name of this
+table, which does not change its meaning between versions. `blame` says whose doing it is (`caller function host store`); `retry`
+says whether the same request may be sent again: `never` (it would fail again), `safe` (nothing was committed), `unknown` (it may have
+been committed: look before you repeat). A document may say more exactly than this table whether a retry is safe, and how to help.
+
+This page is printed from the node's own table (`node/agent/src/problem/kinds.rs`); a test keeps the two equal.
+`DENIZEN_BLESS=1 cargo test -p denizen-agent` prints it anew.
+
+| type | status | blame | retry | meaning | remedy |
+|---|---|---|---|---|---|
+";
+
+    fn page() -> String {
+        use std::fmt::Write;
+        let mut page = INTRODUCTION.to_owned();
+        for Entry { slug, status, blame, retry, title: _, meaning, remedy } in &ENTRIES {
+            let (blame, retry) = (blame.as_str(), retry.as_str());
+            writeln!(page, "| `{slug}` | {status} | {blame} | {retry} | {meaning} | {remedy} |").unwrap();
+        }
+        page
+    }
+
+    #[test]
+    fn the_page_lists_what_the_code_has() {
+        if std::env::var_os("DENIZEN_BLESS").is_some() {
+            std::fs::write(PAGE, page()).unwrap();
+        }
+        let written = std::fs::read_to_string(PAGE).unwrap_or_default();
+        assert!(
+            written == page(),
+            "docs/errors.md differs from the table in the code; DENIZEN_BLESS=1 prints it anew"
+        );
+    }
+
+    #[test]
+    fn every_kind_has_its_own_entry() {
+        for (at, entry) in ENTRIES.iter().enumerate() {
+            let same = ENTRIES.iter().filter(|other| other.slug == entry.slug).count();
+            assert_eq!(same, 1, "{} is there twice", entry.slug);
+            assert!((400..600).contains(&entry.status), "{} is no error status", entry.slug);
+            assert!(
+                !entry.meaning.contains('|') && !entry.remedy.contains('|'),
+                "{} would break the page's table",
+                entry.slug
+            );
+            assert_eq!(Kind::ALL[at].entry().slug, entry.slug);
+        }
+    }
+
+    #[test]
+    fn a_problem_is_written_as_the_interface_says() {
+        let problem = Problem::new(Kind::FunctionPanicked, "increment panicked: count overflows")
+            .process("alice")
+            .invocation("1-2")
+            .retry(Retry::Unknown)
+            .cause("it counts too far")
+            .with("layouts", serde_json::json!([]));
+        let json = problem.to_json();
+        assert_eq!(json["type"], "urn:denizen:problem:function-panicked");
+        assert_eq!(json["status"], 500);
+        assert_eq!(json["blame"], "function");
+        assert_eq!(json["retry"], "unknown", "what is known in this case comes before the table");
+        assert_eq!(json["process"], "alice");
+        assert_eq!(json["layouts"], serde_json::json!([]));
+        assert!(json["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()));
+    }
+}

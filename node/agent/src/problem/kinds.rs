@@ -1,0 +1,179 @@
+//! Every error that a node can answer with. A name here is a promise: it is never renamed and never means something else.
+
+use super::{Blame, Retry};
+
+/// What is always true of one kind of problem.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry {
+    /// The end of its URN.
+    pub(crate) slug: &'static str,
+    /// The HTTP status.
+    pub(crate) status: u16,
+    pub(crate) blame: Blame,
+    /// What holds unless the problem says otherwise.
+    pub(crate) retry: Retry,
+    /// Short, for people.
+    pub(crate) title: &'static str,
+    /// When it is answered.
+    #[cfg(test)]
+    pub(crate) meaning: &'static str,
+    /// What to do, unless the problem knows better.
+    pub(crate) remedy: &'static str,
+}
+
+macro_rules! kinds {
+    ($($kind:ident $slug:literal $status:literal $blame:ident $retry:ident $title:literal $meaning:literal $remedy:literal;)*) => {
+        /// The kinds of problems.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub(crate) enum Kind { $($kind),* }
+
+        /// One entry for each kind, in the order of the page.
+        #[cfg(test)]
+        pub(crate) const ENTRIES: [Entry; [$(Kind::$kind),*].len()] = [$(Kind::$kind.entry()),*];
+
+        impl Kind {
+            /// All kinds, in the order of the page.
+            #[cfg(test)]
+            pub(crate) const ALL: [Kind; ENTRIES.len()] = [$(Kind::$kind),*];
+
+            /// What is always true of this kind.
+            pub(crate) const fn entry(self) -> Entry {
+                match self {
+                    $(Kind::$kind => Entry {
+                        slug: $slug, status: $status, blame: Blame::$blame, retry: Retry::$retry,
+                        title: $title,
+                        #[cfg(test)]
+                        meaning: $meaning,
+                        remedy: $remedy,
+                    }),*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    BadRequest "bad-request" 400 Caller Never "the request cannot be understood"
+        "The query cannot be read, or the body broke off before its end"
+        "Correct the request; `detail` names the part";
+    BadHeader "bad-header" 400 Caller Never "a header has a value that it cannot have"
+        "A `Denizen-` header (or `Content-Type`) has a value that it cannot have, or two headers contradict each other"
+        "Correct the header that `detail` names";
+    BadName "bad-name" 400 Caller Never "this is not a name"
+        "A name of an application, process or function has a byte that it cannot have, is empty, too long, or begins with `.` or `-`"
+        "Use 1 to 128 bytes of `A-Z a-z 0-9 . _ -`, not beginning with `.` or `-`";
+    UnknownPath "unknown-path" 404 Caller Never "nothing is at this path"
+        "The interface has no such path" "See docs/http-api.md for the paths";
+    BadMethod "bad-method" 405 Caller Never "this path has no such method"
+        "The path exists, the method does not; `Allow` names those that do" "Use one of the methods in `Allow`";
+    UnknownApp "unknown-app" 404 Caller Never "no such application"
+        "No image was deployed under this name" "Deploy it: `denizen image deploy`, or `denizen dev` in its package";
+    UnknownProcess "unknown-process" 404 Caller Never "no such process"
+        "The process does not exist, and the call or the image (`create = \"explicit\"`) says not to create it"
+        "Create it with `POST /v1/apps/APP/processes/NAME`, or leave `Denizen-Create: never` out";
+    UnknownFunction "unknown-function" 404 Caller Never "no such function"
+        "The application's image does not declare this function" "`detail` lists the functions that there are";
+    ProcessExists "process-exists" 409 Caller Never "the process exists already"
+        "A process was to be created under a name that is taken" "Take another name, or use the process that is there";
+    TooManyProcesses "too-many-processes" 429 Caller Safe "the application has as many processes as it may"
+        "`limits.processes` of the image is reached"
+        "Delete processes that are no longer needed, or raise `limits.processes` in denizen.toml";
+    ForeignHost "foreign-host" 403 Caller Never "the request names another host"
+        "The `Host` header is none of this node's names: a web page could be behind it"
+        "Use the node's address or `localhost`, or start the node with `--allow-host NAME`";
+    ForeignOrigin "foreign-origin" 403 Caller Never "the request comes from another site"
+        "The `Origin` header is not this node: a web page elsewhere sent the request"
+        "Call from a page that this node serves, or from a program";
+    BadToken "bad-token" 401 Caller Never "the token is missing or wrong"
+        "A changing call needs `Authorization: Bearer T`, and T must be the content of `DIR/token`"
+        "Read the token from the node's directory; the `denizen` command does so by itself";
+    BodyTooLarge "body-too-large" 413 Caller Never "the body is over its limit"
+        "The request body is longer than the limit that `detail` names" "Send less, or raise the limit in denizen.toml";
+    BadInput "bad-input" 400 Caller Never "the function refused its input"
+        "The function says that the caller sent something wrong" "Correct the input; `detail` is the function's message";
+    CallerGone "caller-gone" 499 Caller Unknown "the caller went away"
+        "The connection closed before the reply (seen in logs only)" "None is needed";
+    BadImage "bad-image" 400 Caller Never "the image archive is refused"
+        "The archive is no image: cut short, with files that it must not have, or with checksums that do not match"
+        "Build it again with `denizen image build`";
+    LayoutChanged "layout-changed" 409 Caller Never "the layout of stored state changed"
+        "A type in the new image has another layout than in the present one, and processes may hold objects of the old layout"
+        "Keep the old layout, give the new type another name, delete the processes, or deploy with `Denizen-Layout: replace`";
+    FunctionFailed "function-failed" 500 Function Safe "the function returned an error"
+        "The function returned an error of its own; nothing was committed unless `retry` says otherwise"
+        "`detail` is the function's message";
+    FunctionPanicked "function-panicked" 500 Function Safe "the function panicked"
+        "The function panicked; the process lives on with its last commit" "Mend the function; `detail` names the place";
+    FunctionAborted "function-aborted" 500 Function Unknown "the function aborted its process"
+        "The function called abort, or a library under it did; the sandbox ended"
+        "Mend the function; the last lines of its log are in `cause`";
+    FunctionExited "function-exited" 500 Function Unknown "the function ended its process"
+        "The function called exit; the sandbox ended" "Return from the function instead";
+    StackOverflow "stack-overflow" 500 Function Unknown "the function used up its stack"
+        "The function overflowed its stack; the sandbox ended" "Look for endless recursion or very large local variables";
+    SegmentationFault "segmentation-fault" 500 Function Unknown "the function read or wrote memory that is not there"
+        "The function accessed memory that is not there or read-only (state is); the sandbox ended" "Mend the unsafe code in the function";
+    FunctionCrashed "function-crashed" 500 Function Unknown "the function crashed"
+        "A signal ended the sandbox while the function ran" "`detail` names the signal";
+    ForbiddenSyscall "forbidden-syscall" 500 Function Unknown "the function made a system call that it may not make"
+        "The sandbox allows few system calls; another one ends it"
+        "Leave out the library call that needs it; `detail` names the system call";
+    OutOfMemory "out-of-memory" 500 Function Unknown "the function used up its memory"
+        "The sandbox reached its memory limit and was ended" "Use less, or raise `limits.memory` in denizen.toml";
+    DeadlineExceeded "deadline-exceeded" 504 Function Unknown "the deadline of the call passed"
+        "The function did not finish in time. If it did not stop when told to, its sandbox was ended too"
+        "Raise `deadline` in denizen.toml, send a later `Denizen-Deadline-Ms`, or do less in one call";
+    SandboxLost "sandbox-lost" 503 Function Unknown "the sandbox ended under this call"
+        "Another call of the same process, or something outside, ended the sandbox while this call ran"
+        "Look whether it took effect, then call again";
+    SandboxMisbehaved "sandbox-misbehaved" 500 Function Unknown "the sandbox broke the protocol"
+        "What came out of the sandbox is not what a runner sends: the plugin overwrote the runner's memory; the sandbox was ended"
+        "Mend the unsafe code in the function";
+    CrashLooping "crash-looping" 503 Function Safe "the process crashes each time it is started"
+        "The process failed several times in a row and is started again only after a pause; `Retry-After` says when"
+        "Look at `denizen logs`; deploy a mended image to start it at once";
+    StateTypeChanged "state-type-changed" 409 Function Never "stored state has another layout than the function expects"
+        "An object was stored by an image in which its type had another layout" "Deploy the older image, or delete or overwrite the object";
+    StateQuota "state-quota" 507 Function Safe "the state quota is used up"
+        "The process may not store more" "Delete objects, or raise `limits.state` in denizen.toml";
+    ReplyTooLarge "reply-too-large" 500 Function Safe "the reply or an object is over its limit"
+        "The function made something larger than its limit" "Stream the reply, or raise the limit in denizen.toml";
+    PluginUnreadable "plugin-unreadable" 422 Function Never "the plugin cannot be read"
+        "The plugin in the image is no shared library, or a damaged one" "Build the image again";
+    WrongArchitecture "wrong-architecture" 422 Function Never "the plugin is for another processor"
+        "The plugin was built for another processor architecture than this node's" "Build it for this node's architecture";
+    MissingSymbol "missing-symbol" 422 Function Never "the plugin lacks a symbol"
+        "The plugin does not export what a plugin must, or needs a symbol that nothing has"
+        "End the plugin with `denizen::export!(...)`; `detail` names the symbol";
+    AbiVersion "abi-version" 422 Function Never "the plugin is for another version of the function ABI"
+        "The plugin was built against another version of the function ABI than this node has"
+        "Build it with the SDK of this node's version";
+    MissingLibrary "missing-library" 422 Function Never "the plugin needs a library that is not there"
+        "A shared library that the plugin needs is neither in the image nor on the node"
+        "Install it where the image is built and build the image again";
+    InitFailed "init-failed" 422 Function Never "the plugin refused to start"
+        "The plugin's own initialisation returned an error" "`detail` is its message";
+    InitCrashed "init-crashed" 422 Function Never "the plugin died while it was loaded"
+        "A constructor or the initialisation of the plugin crashed, or made a system call that it may not make" "`detail` says how it died";
+    InitTimeout "init-timeout" 422 Function Safe "the plugin takes too long to load"
+        "The plugin's constructors and initialisation did not finish in time" "Do less at load time; do it in the first call instead";
+    Overloaded "overloaded" 503 Host Safe "too many calls wait"
+        "As many calls run or wait in this process as may" "Call again later; `Retry-After` says when";
+    ShuttingDown "shutting-down" 503 Host Safe "the node is shutting down"
+        "The node takes no more calls" "Call again when it is back";
+    SandboxUnavailable "sandbox-unavailable" 503 Host Safe "no sandbox can be made"
+        "The kernel refused to make a sandbox: out of processes, memory or descriptors, or a missing right"
+        "Run `denizen doctor`; `cause` has the kernel's answer";
+    NoSpace "no-space" 507 Host Safe "the node's disk is full"
+        "State, an image or a swapped process cannot be written" "Free some space in the node's directory";
+    HostFault "host-fault" 500 Host Unknown "a fault in the node"
+        "Something failed that should not; it is not the function's doing" "`cause` has what the system said; please report it";
+    StateCorrupt "state-corrupt" 500 Store Never "the stored state is damaged"
+        "The process's state file fails its checksums in the middle; nothing was cut off"
+        "Restore the file from a copy, or delete the process";
+    StateLost "state-lost" 500 Store Never "the stored state is gone"
+        "The records say that the process has state, and it is neither in `state` nor in `swap`"
+        "Restore the file from a copy, or delete the process";
+    StoreFailed "store-failed" 500 Store Unknown "the node's own records cannot be read or written"
+        "The scheduler's store failed" "`cause` has what the system said; look at the disk under the node's directory";
+}

@@ -1,0 +1,374 @@
+//! A process that a sandbox runs: its calls, its deadlines, and everything that comes from the sandbox.
+//!
+//! All of that is an allegation. Frames were decoded with limits; here each is checked against what was asked: an invocation that
+//! exists, one reply each, no more bytes than credit, commit numbers that do not go back. What cannot be is a [`Broken`] rule, and its
+//! sandbox ends.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use denizen_sandbox::Life;
+use denizen_sched::Epoch;
+use denizen_wire::{CancelReason, FailKind, Failure, Frame, Header, Kind, ReplyHead};
+use hyper::body::Bytes;
+use hyper::header::HeaderValue;
+
+use crate::deployed::Deployed;
+use crate::executor;
+use crate::local::Changes;
+use crate::logs::{Log, Stream};
+use crate::process::end::{Death, Killing};
+use crate::process::failure::problem_of;
+use crate::process::invocation::{Broken, Head, Invocation};
+use crate::process::link::Link;
+use crate::process::output::Output;
+
+/// How long a function that was told to stop may go on before its sandbox is ended.
+const GRACE: Duration = Duration::from_millis(100);
+/// Calls that may run or wait inside one sandbox.
+pub(crate) const CALLS_LIMIT: usize = 1024;
+
+/// A sandbox that serves a process for one ownership term.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) image: Arc<Deployed>,
+    pub(crate) epoch: Epoch,
+    pub(crate) epoch_header: HeaderValue,
+    pub(crate) link: Rc<Link>,
+    pub(crate) life: Arc<Life>,
+    pub(crate) log: Arc<Log>,
+    pub(crate) output: Rc<Output>,
+    calls: RefCell<BTreeMap<u64, Rc<Invocation>>>,
+    next_id: Cell<u64>,
+    /// The last commit that was heard of.
+    commit: Cell<u64>,
+    state_bytes: Cell<u64>,
+    invocations: Cell<u64>,
+    quiet_since: Cell<Instant>,
+    /// When deadlines are looked at next.
+    next_look: Cell<Option<Instant>>,
+    /// Why the agent ended the sandbox, if it did.
+    pub(crate) killing: RefCell<Option<Killing>>,
+    /// The sandbox was asked to finish what it has, and to begin nothing more.
+    asked_to_drain: Cell<bool>,
+    /// It did.
+    drained: Cell<bool>,
+    pub(crate) death: RefCell<Option<Death>>,
+    /// Announced when `death` is known.
+    pub(crate) changes: Changes,
+    /// The last content type of a reply: mostly the next one is the same.
+    content_type: RefCell<Option<HeaderValue>>,
+}
+
+/// What a new sandbox is made of.
+pub(crate) struct Parts {
+    pub(crate) image: Arc<Deployed>,
+    pub(crate) epoch: Epoch,
+    pub(crate) link: Rc<Link>,
+    pub(crate) life: Arc<Life>,
+    pub(crate) log: Arc<Log>,
+    pub(crate) output: Rc<Output>,
+    pub(crate) commit: u64,
+    pub(crate) state_bytes: u64,
+}
+
+impl Active {
+    pub(crate) fn new(parts: Parts) -> Rc<Active> {
+        let Parts { image, epoch, link, life, log, output, commit, state_bytes } = parts;
+        Rc::new(Active {
+            image,
+            epoch,
+            epoch_header: HeaderValue::from(epoch.get()),
+            link,
+            life,
+            log,
+            output,
+            calls: RefCell::default(),
+            next_id: Cell::new(1),
+            commit: Cell::new(commit),
+            state_bytes: Cell::new(state_bytes),
+            invocations: Cell::new(0),
+            quiet_since: Cell::new(Instant::now()),
+            next_look: Cell::new(None),
+            killing: RefCell::default(),
+            asked_to_drain: Cell::new(false),
+            drained: Cell::new(false),
+            death: RefCell::default(),
+            changes: Changes::default(),
+            content_type: RefCell::default(),
+        })
+    }
+
+    pub(crate) fn commit(&self) -> u64 {
+        self.commit.get()
+    }
+
+    pub(crate) fn state_bytes(&self) -> u64 {
+        self.state_bytes.get()
+    }
+
+    pub(crate) fn invocations(&self) -> u64 {
+        self.invocations.get()
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.calls.borrow().len()
+    }
+
+    pub(crate) fn quiet_since(&self) -> Instant {
+        self.quiet_since.get()
+    }
+
+    pub(crate) fn has_drained(&self) -> bool {
+        self.drained.get()
+    }
+
+    /// Whether it takes no new calls because it is dead or dying.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.link.is_broken() || self.killing.borrow().is_some() || self.death.borrow().is_some()
+    }
+
+    /// Whether it is dead, and was asked to end.
+    pub(crate) fn ended_orderly(&self) -> bool {
+        self.death.borrow().as_ref().is_some_and(|death| death.problem.is_none())
+    }
+
+    /// The latest deadline of what runs.
+    pub(crate) fn last_deadline(&self) -> Option<Instant> {
+        self.calls.borrow().values().map(|call| call.deadline).max()
+    }
+
+    /// Begins an invocation, before its frame is sent.
+    pub(crate) fn begin(self: &Rc<Active>, name: Arc<str>, deadline: Instant) -> Rc<Invocation> {
+        let id = self.next_id.replace(self.next_id.get() + 1);
+        let call = Rc::new(Invocation::new(id, name, deadline, self.commit.get()));
+        self.calls.borrow_mut().insert(id, Rc::clone(&call));
+        self.invocations.set(self.invocations.get() + 1);
+        self.look_by(deadline);
+        call
+    }
+
+    /// Tells the sandbox that nobody waits for a call any more.
+    pub(crate) fn abandon(&self, call: &Invocation) {
+        call.abandon();
+        if !call.has_ended() && call.cancelled.get().is_none() {
+            self.cancel(call, CancelReason::CallerGone);
+        }
+    }
+
+    fn cancel(&self, call: &Invocation, reason: CancelReason) {
+        call.cancelled.set(Some(Instant::now()));
+        self.link.send_header(&Header { code: reason as u16, ..Header::new(Kind::Cancel, call.id) });
+    }
+
+    /// Asks the sandbox to finish what it has, to begin nothing more, and to end.
+    pub(crate) fn drain(&self) {
+        self.asked_to_drain.set(true);
+        self.link.send_header(&Header::new(Kind::Drain, 0));
+    }
+
+    /// Ends the sandbox at once. The first reason counts.
+    pub(crate) fn kill(&self, why: Killing) {
+        self.killing.borrow_mut().get_or_insert(why);
+        self.life.kill();
+    }
+
+    /// Takes all calls out, to be told how they ended.
+    pub(crate) fn take_calls(&self) -> Vec<Rc<Invocation>> {
+        self.calls.take().into_values().collect()
+    }
+
+    /// The name of the only call that runs.
+    pub(crate) fn only_call(&self) -> Option<Arc<str>> {
+        let calls = self.calls.borrow();
+        if calls.len() != 1 {
+            return None;
+        }
+        calls.values().next().map(|call| Arc::clone(&call.name))
+    }
+
+    /// Takes a frame from the sandbox.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub(crate) fn take(self: &Rc<Active>, frame: &Frame<'_>) -> Result<(), Broken> {
+        let header = &frame.header;
+        match header.kind {
+            Kind::Reply => self.begin_reply(frame),
+            Kind::ReplyData => self.more_reply(frame),
+            Kind::Fail => self.failed(frame),
+            Kind::LogLine => self.log_line(frame),
+            Kind::Credit => match self.call(header.id)? {
+                Some(call) => call.add_input_credit(header.a),
+                None => Ok(()),
+            },
+            // An end that was not asked for is no orderly one, whatever the sandbox calls it.
+            Kind::Drained if !self.asked_to_drain.get() => Err("it drained and was not asked to".to_owned()),
+            Kind::Drained => {
+                self.hear_commit(header.c);
+                self.drained.set(true);
+                Ok(())
+            }
+            other => Err(format!("a {other:?} frame came when it could not")),
+        }
+    }
+
+    fn begin_reply(&self, frame: &Frame<'_>) -> Result<(), Broken> {
+        let header = &frame.header;
+        let call = self.running(header)?;
+        let (head, part) = ReplyHead::decode(frame.payload).map_err(|error| error.to_string())?;
+        let content_type = self.content_type(head.content_type)?;
+        let head = Head { content_type, commit: header.c, whole: None };
+        // First this: a call that is off the table is not told when its sandbox ends for a reply that cannot be.
+        call.begin_reply(head, Bytes::copy_from_slice(part), header.is_end())?;
+        if header.is_end() {
+            self.over(&call);
+        }
+        Ok(())
+    }
+
+    fn more_reply(&self, frame: &Frame<'_>) -> Result<(), Broken> {
+        let header = &frame.header;
+        let call = self.running(header)?;
+        call.more_reply(Bytes::copy_from_slice(frame.payload), header.is_end())?;
+        if header.is_end() {
+            self.over(&call);
+        }
+        Ok(())
+    }
+
+    fn failed(&self, frame: &Frame<'_>) -> Result<(), Broken> {
+        let call = self.running(&frame.header)?;
+        let failure: Failure = frame.document().map_err(|error| error.to_string())?;
+        let refused_to_begin = failure.kind == FailKind::Draining && !failure.started;
+        // Such a call is sent again: a sandbox could have it sent for ever.
+        if refused_to_begin && !self.asked_to_drain.get() {
+            return Err(format!(
+                "invocation {} was refused by a sandbox that was not asked to drain",
+                call.id
+            ));
+        }
+        self.over(&call);
+        if refused_to_begin {
+            call.refused_to_begin();
+        }
+        call.fail(problem_of(failure, &call, &self.image));
+        Ok(())
+    }
+
+    fn log_line(&self, frame: &Frame<'_>) -> Result<(), Broken> {
+        let header = &frame.header;
+        let call = if header.id == 0 { None } else { self.call(header.id)? };
+        let level =
+            ["ERROR ", "WARN ", "", "DEBUG "].get(usize::from(header.code)).copied().unwrap_or_default();
+        let text = String::from_utf8_lossy(frame.payload);
+        self.log.add(Stream::Log, call.map(|call| Arc::clone(&call.name)), format!("{level}{text}"));
+        Ok(())
+    }
+
+    /// A call that was begun; `None` if it has ended.
+    fn call(&self, id: u64) -> Result<Option<Rc<Invocation>>, Broken> {
+        if id >= self.next_id.get() {
+            return Err(format!("invocation {id} was never begun"));
+        }
+        Ok(self.calls.borrow().get(&id).map(Rc::clone))
+    }
+
+    /// The call that a frame replies to, with a commit number that can be.
+    fn running(&self, header: &Header) -> Result<Rc<Invocation>, Broken> {
+        let call = self
+            .call(header.id)?
+            .ok_or_else(|| format!("invocation {} has ended and replies again", header.id))?;
+        let says_commit = header.kind != Kind::ReplyData || header.is_end();
+        if says_commit && header.c < call.base_commit {
+            return Err(format!("commit {} came after commit {}", header.c, call.base_commit));
+        }
+        if says_commit {
+            self.hear_commit(header.c);
+        }
+        Ok(call)
+    }
+
+    fn hear_commit(&self, commit: u64) {
+        self.commit.set(self.commit.get().max(commit));
+    }
+
+    /// The sandbox has said its last word on a call.
+    fn over(&self, call: &Invocation) {
+        self.output.call_ends(&call.name);
+        let mut calls = self.calls.borrow_mut();
+        calls.remove(&call.id);
+        if calls.is_empty() {
+            self.quiet_since.set(Instant::now());
+        }
+    }
+
+    fn content_type(&self, text: &str) -> Result<Option<HeaderValue>, Broken> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let mut last = self.content_type.borrow_mut();
+        if last.as_ref().is_none_or(|last| last != text) {
+            *last = Some(
+                HeaderValue::from_str(text)
+                    .map_err(|_| "a content type that no header can carry".to_owned())?,
+            );
+        }
+        Ok(last.clone())
+    }
+
+    /// Makes sure that deadlines are looked at by `when`.
+    fn look_by(self: &Rc<Active>, when: Instant) {
+        if self.next_look.get().is_none_or(|next| when < next) {
+            self.next_look.set(Some(when));
+            executor::spawn(keep_deadlines(Rc::downgrade(self), when));
+        }
+    }
+
+    /// Cancels what is late and ends the sandbox if it does not listen. When to look again.
+    fn enforce(&self, now: Instant) -> Option<Instant> {
+        let calls: Vec<_> = self.calls.borrow().values().map(Rc::clone).collect();
+        let mut next: Option<Instant> = None;
+        let mut deaf = Vec::new();
+        for call in calls {
+            if call.cancelled.get().is_none() && now >= call.deadline {
+                self.cancel(&call, CancelReason::Deadline);
+            }
+            let due = match call.cancelled.get() {
+                // A caller that went away costs nobody anything before the deadline.
+                Some(at) if now >= call.deadline => at.max(call.deadline) + GRACE,
+                _ => call.deadline,
+            };
+            if now >= due {
+                deaf.push(call.id);
+            }
+            next = Some(next.map_or(due, |next| next.min(due)));
+        }
+        if !deaf.is_empty() {
+            self.kill(Killing::Deaf(deaf));
+            return None;
+        }
+        next
+    }
+}
+
+/// Looks at deadlines for as long as there are any. Costs a call nothing while an earlier look is planned.
+async fn keep_deadlines(active: Weak<Active>, mut when: Instant) {
+    loop {
+        executor::sleep(when.saturating_duration_since(Instant::now())).await;
+        let Some(active) = active.upgrade() else { break };
+        // An earlier look was planned since, and goes on from there.
+        if active.next_look.get() != Some(when) {
+            break;
+        }
+        let next = active.enforce(Instant::now());
+        active.next_look.set(next);
+        match next {
+            Some(next) => when = next,
+            None => break,
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The end of a sandbox: made certain, explained, and told to every call that it took along.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use denizen_sandbox::{Demise, ExitCause, Life};
+use denizen_wire::FrameReader;
+use futures_channel::oneshot;
+
+use crate::executor::{self, ControlReader, Pace};
+use crate::problem::{Kind, Problem, Retry};
+use crate::process::active::Active;
+use crate::process::failure::{deadline_text, verdict};
+use crate::process::invocation::Invocation;
+
+/// How long a sandbox that was killed may take to be gone; the kernel needs milliseconds.
+const DEATH_LIMIT: Duration = Duration::from_secs(20);
+/// Frames and reads in a row before others get a turn: hundreds of microseconds of small ones, some megabytes of large ones.
+const STEPS_IN_A_ROW: u32 = 256;
+/// Printed lines that a problem quotes.
+const QUOTED_LINES: usize = 5;
+
+/// Why the agent ended a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Killing {
+    /// These calls did not stop at their deadline.
+    Deaf(Vec<u64>),
+    /// A rule of the protocol was broken.
+    Misbehaved(String),
+    /// The process was to stop, and its sandbox did not.
+    Stopping,
+}
+
+/// How a sandbox ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Death {
+    /// The problem of a process that ended without being asked to; `None` for an orderly end.
+    pub(crate) problem: Option<Problem>,
+    /// The kernel confirmed it.
+    pub(crate) confirmed: bool,
+}
+
+/// Reads what a sandbox sends until it ends, then mourns it.
+pub(crate) async fn attend(active: Rc<Active>, mut reader: ControlReader, mut frames: FrameReader) {
+    let _told = Told(Rc::clone(&active));
+    if let Err(broken) = obey(&active, &mut reader, &mut frames).await {
+        active.kill(Killing::Misbehaved(broken));
+    }
+    active.life.kill();
+    let exit = wait_exit(&active.life).await;
+    active.output.finish();
+    let demise = active.life.last_words().read();
+    let death = explain(&active, exit, demise.as_ref());
+    *active.death.borrow_mut() = Some(death);
+    active.changes.announce();
+}
+
+/// Should the attendant itself panic, nobody waits in vain: the calls fail, and the process is not started again beside a sandbox
+/// that may live.
+struct Told(Rc<Active>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let Told(active) = self;
+        if active.death.borrow().is_some() {
+            return;
+        }
+        active.life.kill();
+        let problem =
+            Problem::new(Kind::HostFault, "the agent lost track of the sandbox; see the node's log");
+        for call in active.take_calls() {
+            call.fail(problem.clone());
+        }
+        *active.death.borrow_mut() = Some(Death { problem: Some(problem), confirmed: false });
+        active.changes.announce();
+    }
+}
+
+/// Takes frames until the end of the stream, or a broken rule.
+async fn obey(
+    active: &Rc<Active>,
+    reader: &mut ControlReader,
+    frames: &mut FrameReader,
+) -> Result<(), String> {
+    let mut pace = Pace::new(STEPS_IN_A_ROW);
+    loop {
+        pace.step().await;
+        if let Some(frame) = frames.frame().map_err(|error| error.to_string())? {
+            active.take(&frame)?;
+            continue;
+        }
+        match pace.wait(reader.read(frames.space())).await {
+            // A read error is an end like any other: a killed sandbox can reset its socket.
+            Ok(0) | Err(_) => return Ok(()),
+            Ok(count) => frames.filled(count),
+        }
+    }
+}
+
+/// Waits until the kernel says that a sandbox is gone.
+pub(crate) async fn wait_exit(life: &Life) -> Option<ExitCause> {
+    if let Some(exit) = life.exit() {
+        return Some(exit);
+    }
+    let (tell, told) = oneshot::channel();
+    life.on_exit(move |exit| {
+        let _ = tell.send(exit);
+    });
+    executor::within(DEATH_LIMIT, told).await.and_then(Result::ok)
+}
+
+fn explain(active: &Active, exit: Option<ExitCause>, demise: Option<&Demise>) -> Death {
+    let calls = active.take_calls();
+    let orderly = active.has_drained() && calls.is_empty();
+    let killing = active.killing.borrow().clone();
+    let (kind, text) = match &killing {
+        Some(Killing::Deaf(_)) => (Kind::DeadlineExceeded, "a call did not stop at its deadline".to_owned()),
+        Some(Killing::Misbehaved(broken)) => (Kind::SandboxMisbehaved, broken.clone()),
+        Some(Killing::Stopping) => {
+            (Kind::SandboxLost, "the process was stopped, and this call did not end in time".to_owned())
+        }
+        None => verdict(exit, demise),
+    };
+    let errors = active.log.last_printed(QUOTED_LINES);
+    let only = calls.len() == 1;
+    for call in &calls {
+        let culprit = match &killing {
+            Some(Killing::Deaf(ids)) => ids.contains(&call.id),
+            Some(_) => true,
+            None => only || demise.is_some_and(|demise| demise.invocation == call.id),
+        };
+        call.fail(told(active, call, culprit, kind, &text, &errors));
+    }
+    let problem =
+        (!orderly && killing != Some(Killing::Stopping)).then(|| quoting(Problem::new(kind, text), &errors));
+    Death { problem, confirmed: exit.is_some() }
+}
+
+/// What a caller is told whose call a dead sandbox took along.
+fn told(
+    active: &Active,
+    call: &Invocation,
+    culprit: bool,
+    kind: Kind,
+    text: &str,
+    errors: &[String],
+) -> Problem {
+    let problem = if !culprit {
+        Problem::new(Kind::SandboxLost, "another call of the same process ended the sandbox").cause(text)
+    } else if kind == Kind::DeadlineExceeded {
+        Problem::new(kind, deadline_text(call, &active.image))
+            .cause("it did not stop when told to, so its sandbox was ended")
+    } else {
+        quoting(Problem::new(kind, text), errors)
+    };
+    // Its commit may have been made just before the end.
+    problem.retry(Retry::Unknown).invocation(&call.name)
+}
+
+fn quoting(problem: Problem, errors: &[String]) -> Problem {
+    if errors.is_empty() {
+        problem
+    } else {
+        problem.cause(format_args!("it last printed: {}", errors.join(" | ")))
+    }
+}

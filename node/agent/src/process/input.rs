@@ -1,0 +1,197 @@
+//! A call's body on its way to a function: never more of it here than its window, never more than its limit.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use denizen_wire::{
+    Header, Kind as Frame, LENGTH_UNKNOWN, MAX_CONTENT_TYPE, MAX_FRAME_PAYLOAD, MAX_INVOCATION_ID,
+};
+use hyper::body::{Body, Bytes, Incoming};
+
+use crate::executor;
+use crate::problem::{Kind, Problem, Retry};
+use crate::process::active::Active;
+use crate::process::invocation::Invocation;
+
+/// A body of at most this many bytes is waited for and sent in one frame with its call.
+const TOGETHER: usize = MAX_FRAME_PAYLOAD - MAX_CONTENT_TYPE - MAX_INVOCATION_ID - 4;
+/// What is read of a body that nobody wants, so that its sender can read the answer.
+const DISCARD_BYTES: u64 = 64 << 20;
+const DISCARD_TIME: Duration = Duration::from_secs(5);
+
+/// A body, as far as it is known when its call is sent.
+#[derive(Debug)]
+pub(crate) struct Input {
+    pub(crate) first: Bytes,
+    /// What is still to come.
+    pub(crate) rest: Option<Incoming>,
+    /// The whole length in bytes, or [`LENGTH_UNKNOWN`].
+    pub(crate) declared: u64,
+}
+
+/// Takes a small body whole, and leaves a large one, or one of unknown length, to be streamed.
+///
+/// # Errors
+/// `body-too-large` where it says so itself, `bad-request` where it breaks off, `deadline-exceeded` where it does not come.
+pub(crate) async fn gather(mut body: Incoming, limit: u64, deadline: Duration) -> Result<Input, Problem> {
+    let declared = body.size_hint().exact();
+    match declared {
+        Some(0) => Ok(Input { first: Bytes::new(), rest: None, declared: 0 }),
+        Some(length) if length > limit => {
+            discard(body);
+            Err(too_large(limit))
+        }
+        Some(length) if length <= TOGETHER as u64 => {
+            let late = || {
+                Problem::new(Kind::DeadlineExceeded, "the body did not arrive before the call's deadline")
+                    .retry(Retry::Safe)
+            };
+            let first = executor::within(deadline, whole(&mut body, length)).await.ok_or_else(late)??;
+            Ok(Input { first, rest: None, declared: length })
+        }
+        _ => {
+            Ok(Input { first: Bytes::new(), rest: Some(body), declared: declared.unwrap_or(LENGTH_UNKNOWN) })
+        }
+    }
+}
+
+/// All of a small body. Mostly it came in one piece with its head, and is not copied.
+async fn whole(body: &mut Incoming, length: u64) -> Result<Bytes, Problem> {
+    let first = next(body).await.ok_or_else(broken_off)??;
+    if first.len() as u64 == length {
+        return Ok(first);
+    }
+    let mut all = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    all.extend_from_slice(&first);
+    while (all.len() as u64) < length {
+        all.extend_from_slice(&next(body).await.ok_or_else(broken_off)??);
+    }
+    Ok(Bytes::from(all))
+}
+
+/// The next bytes of a body. Trailers are passed over.
+async fn next(body: &mut Incoming) -> Option<Result<Bytes, Problem>> {
+    loop {
+        let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await?;
+        match frame.map(hyper::body::Frame::into_data) {
+            Ok(Ok(data)) => return Some(Ok(data)),
+            Ok(Err(_)) => {}
+            Err(error) => return Some(Err(broken_off().cause(error))),
+        }
+    }
+}
+
+fn broken_off() -> Problem {
+    Problem::new(Kind::BadRequest, "the body broke off before its end")
+}
+
+fn too_large(limit: u64) -> Problem {
+    Problem::new(Kind::BodyTooLarge, format!("the body is over the limit of {}", size(limit)))
+        .remedy("Send less, or raise `body` under [limits] or [functions.NAME] in denizen.toml")
+}
+
+/// A number of bytes as a manifest would have it.
+pub(crate) fn size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let unit = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
+    unit.map_or_else(|| format!("{bytes} bytes"), |(unit, name)| format!("{} {name}", bytes / unit))
+}
+
+/// Streams the rest of a body to its call.
+pub(crate) fn pump(active: &Rc<Active>, call: &Rc<Invocation>, body: Incoming, limit: u64) {
+    let (active, call) = (Rc::clone(active), Rc::clone(call));
+    executor::spawn(async move {
+        let mut body = body;
+        if let Err(problem) = stream(&active, &call, &mut body, limit).await {
+            active.link.send_header(&Header::new(Frame::AbortInput, call.id));
+            // The caller hears this and not what the function makes of half a body.
+            call.fail(problem);
+            active.abandon(&call);
+            discard(body);
+        }
+    });
+}
+
+async fn stream(
+    active: &Rc<Active>,
+    call: &Rc<Invocation>,
+    body: &mut Incoming,
+    limit: u64,
+) -> Result<(), Problem> {
+    let mut total = 0_u64;
+    loop {
+        // A call that ended wants no more of it; hyper reads on or closes when the body is dropped.
+        let part = futures_lite::future::or(async { Some(next(body).await) }, async {
+            call.input_over().await;
+            None
+        });
+        let Some(part) = part.await else { return Ok(()) };
+        let Some(part) = part else {
+            active.link.send_header(&Header::new(Frame::Data, call.id).with_end(true));
+            return Ok(());
+        };
+        let part = part?;
+        total += part.len() as u64;
+        if total > limit {
+            return Err(too_large(limit));
+        }
+        if !send(active, call, part).await {
+            return Ok(());
+        }
+    }
+}
+
+/// Sends a part as credit comes; false once nobody wants it.
+async fn send(active: &Rc<Active>, call: &Rc<Invocation>, mut part: Bytes) -> bool {
+    while !part.is_empty() {
+        let wanted = part.len().min(MAX_FRAME_PAYLOAD);
+        let Some(granted) = poll_fn(|cx| call.poll_input_credit(cx, wanted)).await else { return false };
+        let piece = part.split_to(granted);
+        let header = Header::new(Frame::Data, call.id).with_payload(piece.len());
+        active.link.send(&header, &[], &piece);
+    }
+    true
+}
+
+/// Reads on for a while in the background, so that a caller that is still sending gets to read its answer.
+pub(crate) fn discard(mut body: Incoming) {
+    executor::spawn(async move {
+        let until = Instant::now() + DISCARD_TIME;
+        let mut rest = DISCARD_BYTES;
+        while rest > 0 && !body.is_end_stream() {
+            let wait = until.saturating_duration_since(Instant::now());
+            let Some(Some(Ok(part))) = executor::within(wait, next(&mut body)).await else { break };
+            rest = rest.saturating_sub(part.len() as u64);
+        }
+    });
+}
+
+impl Invocation {
+    /// Waits until the call wants no more input.
+    async fn input_over(&self) {
+        poll_fn(|cx| match self.poll_input_credit(cx, 0) {
+            Poll::Ready(None) => Poll::Ready(()),
+            _ => {
+                self.wake_input_with(cx);
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_as_in_a_manifest() {
+        assert_eq!(size(1 << 20), "1 MiB");
+        assert_eq!(size(64 << 20), "64 MiB");
+        assert_eq!(size(1536), "1536 bytes");
+        assert_eq!(size(3 << 30), "3 GiB");
+    }
+}

@@ -1,0 +1,207 @@
+//! From a waiting sandbox to one that serves: the assignment goes out with the state's descriptors, and what the plugin declares comes
+//! back. The same for a process and for the probe of an image that is being deployed.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use denizen_sandbox::{Life, Limits, Sandbox};
+use denizen_wire::{Assignment, Declarations, FrameReader, Kind as Frame, LoadFailure, Sender};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+use crate::deployed::Deployed;
+use crate::executor::{self, ControlReader};
+use crate::logs::{Log, Stream};
+use crate::node::Node;
+use crate::problem::{Kind, Problem};
+use crate::process::end::wait_exit;
+use crate::process::failure::{died_loading, refused};
+use crate::process::files::StateFiles;
+use crate::process::link::Link;
+use crate::process::output::Output;
+
+/// How long a plugin's constructors and initialisation may take, in seconds.
+const LOAD_LIMIT_S: u64 = 10;
+/// How long a sandbox may take to read its assignment before it counts as stuck.
+const ASSIGN_LIMIT: Duration = Duration::from_secs(5);
+/// Where a sandbox sees the plugin.
+const PLUGIN: &str = "/image/plugin.so";
+
+/// A sandbox with its assignment, which loads the plugin now. Dropping it kills the sandbox.
+pub(crate) struct Loading {
+    life: Arc<Life>,
+    reader: ControlReader,
+    link: Rc<Link>,
+    output: Rc<Output>,
+    log: Arc<Log>,
+}
+
+/// A sandbox that is ready to serve.
+pub(crate) struct Loaded {
+    pub(crate) life: Arc<Life>,
+    pub(crate) reader: ControlReader,
+    pub(crate) frames: FrameReader,
+    pub(crate) link: Rc<Link>,
+    pub(crate) output: Rc<Output>,
+    pub(crate) declarations: Declarations,
+}
+
+/// What a runner is told. `epoch` 0 and no process: a probe.
+pub(crate) fn assignment(app: &str, process: &str, epoch: u64, image: &Deployed) -> Assignment {
+    Assignment {
+        app: app.to_owned(),
+        process: process.to_owned(),
+        epoch,
+        image: image.id.to_string(),
+        manifest: image.manifest_json.clone(),
+        plugin: PLUGIN.to_owned(),
+        limits: image.runner_limits(),
+        probe: process.is_empty(),
+    }
+}
+
+/// Limits the sandbox and sends it the assignment. Blocks; for a side thread.
+pub(crate) fn assign(
+    sandbox: &Sandbox,
+    assignment: &Assignment,
+    files: Option<&StateFiles>,
+) -> Result<(), Problem> {
+    let unusable = |error: &dyn std::fmt::Display| {
+        Problem::new(Kind::SandboxUnavailable, "a sandbox takes no assignment").cause(error)
+    };
+    let limits = Limits {
+        memory_bytes: assignment.limits.memory_bytes,
+        threads: assignment.limits.threads,
+        cpu_percent: None,
+    };
+    sandbox.limit(&limits).map_err(|error| unusable(&error))?;
+    let frame = assignment.frame().map_err(|error| unusable(&error))?;
+    send_with_files(&sandbox.control, &frame, files).map_err(|error| unusable(&error))
+}
+
+fn send_with_files(socket: &OwnedFd, frame: &[u8], files: Option<&StateFiles>) -> rustix::io::Result<()> {
+    rustix::net::sockopt::set_socket_timeout(
+        socket,
+        rustix::net::sockopt::Timeout::Send,
+        Some(ASSIGN_LIMIT),
+    )?;
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = files.map(|files| [files.writable.as_fd(), files.read_only.as_fd()]);
+    if let Some(fds) = &fds {
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    let mut sent = rustix::net::sendmsg(socket, &[IoSlice::new(frame)], &mut control, SendFlags::NOSIGNAL)?;
+    while let Some(rest) = frame.get(sent..).filter(|rest| !rest.is_empty()) {
+        sent += rustix::net::send(socket, rest, SendFlags::NOSIGNAL)?;
+    }
+    Ok(())
+}
+
+impl Loading {
+    /// Takes an assigned sandbox to this executor.
+    pub(crate) fn adopt(sandbox: Sandbox, log: &Arc<Log>) -> Result<Loading, Problem> {
+        let failed = |error: std::io::Error| {
+            Problem::new(Kind::SandboxUnavailable, "a sandbox's sockets cannot be used").cause(error)
+        };
+        let (control, stdio, life) = sandbox.into_parts();
+        let (reader, writer) = executor::control_pair(control).map_err(failed)?;
+        let output = Output::start(log, stdio).map_err(failed)?;
+        Ok(Loading { life: Arc::new(life), reader, link: Link::new(writer), output, log: Arc::clone(log) })
+    }
+
+    /// Waits until the plugin is loaded.
+    ///
+    /// # Errors
+    /// Why it is not; the sandbox is gone then.
+    pub(crate) async fn ready(self) -> Result<Loaded, Problem> {
+        let Loading { life, mut reader, link, output, log } = self;
+        let mut frames = FrameReader::new(Sender::Runner);
+        let limit = Duration::from_secs(LOAD_LIMIT_S);
+        let problem = match executor::within(limit, first_words(&mut reader, &mut frames, &log)).await {
+            Some(First::Ready(declarations)) => {
+                return Ok(Loaded { life, reader, frames, link, output, declarations });
+            }
+            Some(First::Refused(failure)) => refused(failure),
+            Some(First::Broken(broken)) => Problem::new(Kind::SandboxMisbehaved, broken),
+            Some(First::Nothing) => {
+                life.kill();
+                let exit = wait_exit(&life).await;
+                died_loading(exit, life.last_words().read().as_ref())
+            }
+            None => Problem::new(
+                Kind::InitTimeout,
+                format!("the plugin was not loaded within {LOAD_LIMIT_S} seconds"),
+            ),
+        };
+        life.kill();
+        let confirmed = wait_exit(&life).await.is_some();
+        output.finish();
+        if !confirmed {
+            return Err(Problem::new(Kind::HostFault, "a sandbox was killed and does not die").cause(problem));
+        }
+        let errors = log.last_printed(5);
+        Err(if errors.is_empty() {
+            problem
+        } else {
+            problem.cause(format_args!("it last printed: {}", errors.join(" | ")))
+        })
+    }
+}
+
+/// What a sandbox says after its assignment.
+enum First {
+    Ready(Declarations),
+    Refused(LoadFailure),
+    Broken(String),
+    Nothing,
+}
+
+async fn first_words(reader: &mut ControlReader, frames: &mut FrameReader, log: &Log) -> First {
+    loop {
+        match frames.frame() {
+            Err(error) => return First::Broken(error.to_string()),
+            Ok(Some(frame)) => match frame.header.kind {
+                Frame::Ready => {
+                    return frame
+                        .document()
+                        .map_or_else(|error| First::Broken(error.to_string()), First::Ready);
+                }
+                Frame::Refused => {
+                    return frame
+                        .document()
+                        .map_or_else(|error| First::Broken(error.to_string()), First::Refused);
+                }
+                Frame::LogLine => {
+                    log.add(Stream::Log, None, String::from_utf8_lossy(frame.payload).into_owned())
+                }
+                other => {
+                    return First::Broken(format!("a {other:?} frame came before the plugin was loaded"));
+                }
+            },
+            Ok(None) => match reader.read(frames.space()).await {
+                Ok(count) if count > 0 => frames.filled(count),
+                _ => return First::Nothing,
+            },
+        }
+    }
+}
+
+/// Loads an image once, without state, to learn what it declares. Runs on any executor.
+///
+/// # Errors
+/// What is wrong with its plugin.
+pub(crate) async fn probe(node: &Node, app: &str, image: &Deployed) -> Result<Declarations, Problem> {
+    let sandbox = node.pool.take().await?;
+    let assignment = assignment(app, "", 0, image);
+    node.pool.refill_soon();
+    let assigned = node.assigning.run(move || assign(&sandbox, &assignment, None).map(|()| sandbox)).await;
+    let sandbox = assigned.map_err(|error| Problem::new(Kind::ShuttingDown, error.to_string()))??;
+    let log = node.logs.unlisted(app, "");
+    let loaded = Loading::adopt(sandbox, &log)?.ready().await?;
+    loaded.life.kill();
+    wait_exit(&loaded.life).await;
+    Ok(loaded.declarations)
+}

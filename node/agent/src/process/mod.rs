@@ -1,0 +1,321 @@
+//! Processes and their lives: `placed → starting → active ⇄ draining → swapped`, as `denizen_sched::lifecycle` has it.
+//!
+//! A process belongs to one executor, its home, and everything about it happens there. Whatever changes its stage holds its *turn*, so that
+//! starting, stopping, swapping and deleting follow one another; calls only look whether a sandbox serves. Transitions run in tasks of
+//! their own: a caller that goes away ends its call, never a swap in the middle.
+//!
+//! At most one sandbox acts for a process: a start waits until the kernel has confirmed the death of the one before.
+
+mod active;
+mod end;
+mod failure;
+pub(crate) mod files;
+mod input;
+mod invocation;
+mod lineage;
+mod link;
+mod load;
+mod output;
+mod reply;
+mod serve;
+mod start;
+mod stop;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use denizen_sched::{Create, ProcessName, Settled};
+use futures_channel::oneshot;
+use hyper::header::HeaderValue;
+
+use crate::executor;
+use crate::home::{App, Home};
+use crate::local::{Turn, Turns};
+use crate::logs::Log;
+use crate::problem::{Kind, Problem};
+
+pub(crate) use active::Active;
+pub(crate) use input::discard;
+pub(crate) use load::probe;
+pub(crate) use reply::{RemoteBody, ReplyBody};
+pub(crate) use serve::{Asked, Parts, Replied, call};
+pub(crate) use start::refused_claim;
+
+/// Calls that may wait for a process to start.
+const WAITING_LIMIT: usize = 1024;
+/// Crashes in a row that have no consequence yet.
+const FREE_CRASHES: u32 = 3;
+/// The first pause after them; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// What a process is doing.
+#[derive(Debug, Clone)]
+pub(crate) enum Stage {
+    /// No sandbox.
+    Resting,
+    Starting,
+    Active(Rc<Active>),
+    Draining(Rc<Active>),
+    /// It is gone, and this object stands for nothing any more.
+    Deleted,
+}
+
+/// A process on its home executor.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) app: Rc<App>,
+    pub(crate) name: ProcessName,
+    /// The name as a reply carries it.
+    pub(crate) header: HeaderValue,
+    pub(crate) log: Arc<Log>,
+    stage: RefCell<Stage>,
+    turns: Rc<Turns>,
+    starters: RefCell<Vec<oneshot::Sender<Started>>>,
+    waiting: Cell<usize>,
+    crashes: RefCell<Crashes>,
+    /// It is on its application's list of free processes.
+    pub(crate) listed_free: Cell<bool>,
+}
+
+/// How an attempt to start went. `strict`: it was not allowed to create the process.
+#[derive(Debug, Clone)]
+struct Started {
+    result: Result<Rc<Active>, Problem>,
+    strict: bool,
+}
+
+#[derive(Debug, Default)]
+struct Crashes {
+    in_a_row: u32,
+    not_before: Option<Instant>,
+    last: Option<Problem>,
+}
+
+impl Process {
+    pub(crate) fn new(app: &Rc<App>, name: ProcessName, log: Arc<Log>) -> Rc<Process> {
+        // A checked name is visible ASCII.
+        let header = HeaderValue::from_str(name.as_str()).unwrap_or_else(|_| HeaderValue::from_static(""));
+        Rc::new(Process {
+            app: Rc::clone(app),
+            name,
+            header,
+            log,
+            stage: RefCell::new(Stage::Resting),
+            turns: Rc::default(),
+            starters: RefCell::default(),
+            waiting: Cell::new(0),
+            crashes: RefCell::default(),
+            listed_free: Cell::new(false),
+        })
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        self.stage.borrow().clone()
+    }
+
+    pub(crate) fn is_deleted(&self) -> bool {
+        matches!(*self.stage.borrow(), Stage::Deleted)
+    }
+
+    /// Whether it has a sandbox, or is getting one.
+    pub(crate) fn is_here(&self) -> bool {
+        !matches!(*self.stage.borrow(), Stage::Resting | Stage::Deleted)
+    }
+
+    /// Whether nothing of it is here: no sandbox, and nobody who waits for one.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        matches!(*self.stage.borrow(), Stage::Resting) && self.starters.borrow().is_empty()
+    }
+
+    fn set_stage(&self, stage: Stage) {
+        *self.stage.borrow_mut() = stage;
+    }
+
+    /// The sandbox that takes calls, if one does.
+    pub(crate) fn serving(&self) -> Option<Rc<Active>> {
+        match &*self.stage.borrow() {
+            Stage::Active(active) if !active.is_ending() => Some(Rc::clone(active)),
+            _ => None,
+        }
+    }
+
+    /// A sandbox that takes calls; starts one where none does.
+    ///
+    /// # Errors
+    /// Why there is none; `overloaded` when as many calls wait as may.
+    pub(crate) async fn active(
+        self: &Rc<Process>,
+        home: &Rc<Home>,
+        create: Create,
+    ) -> Result<Rc<Active>, Problem> {
+        loop {
+            if let Some(active) = self.serving() {
+                return Ok(active);
+            }
+            if self.waiting.get() >= WAITING_LIMIT {
+                let text = format!("{WAITING_LIMIT} calls wait for {} to start", self.name);
+                return Err(Problem::new(Kind::Overloaded, text).retry_after_s(1));
+            }
+            let Started { result, strict } = self.wait_for_start(home, create).await;
+            match result {
+                // The attempt was somebody else's, who forbade to create the process.
+                Err(problem)
+                    if problem.kind() == Kind::UnknownProcess && strict && create != Create::Never => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn wait_for_start(self: &Rc<Process>, home: &Rc<Home>, create: Create) -> Started {
+        let (tell, told) = oneshot::channel();
+        let first = {
+            let mut starters = self.starters.borrow_mut();
+            starters.push(tell);
+            starters.len() == 1
+        };
+        if first {
+            executor::spawn(start_for_all(Rc::clone(home), Rc::clone(self), create));
+        }
+        let _waits = Counted::new(&self.waiting);
+        let gone = |_| {
+            let result = Err(Problem::new(Kind::HostFault, "the attempt to start the process broke off"));
+            Started { result, strict: false }
+        };
+        told.await.unwrap_or_else(gone)
+    }
+
+    /// Runs a transition in a task of its own, with the turn; its outcome comes even if the caller goes away meanwhile.
+    pub(crate) async fn transition<T, F, R>(
+        self: &Rc<Process>,
+        home: &Rc<Home>,
+        work: F,
+    ) -> Result<T, Problem>
+    where
+        T: 'static,
+        F: FnOnce(Rc<Home>, Rc<Process>, Turn) -> R + 'static,
+        R: Future<Output = Result<T, Problem>> + 'static,
+    {
+        let (tell, told) = oneshot::channel();
+        let (home, process) = (Rc::clone(home), Rc::clone(self));
+        executor::spawn(async move {
+            let turn = process.turns.take().await;
+            let _ = tell.send(work(home, process, turn).await);
+        });
+        told.await.unwrap_or_else(|_| Err(Problem::new(Kind::HostFault, "the transition broke off")))
+    }
+
+    fn crashed(&self, problem: Problem) {
+        let mut crashes = self.crashes.borrow_mut();
+        crashes.in_a_row += 1;
+        let over = crashes.in_a_row.checked_sub(FREE_CRASHES).filter(|over| *over > 0);
+        crashes.not_before = over.map(|over| Instant::now() + pause(over));
+        crashes.last = Some(problem);
+    }
+
+    /// A call succeeded: whatever went wrong before is over.
+    pub(crate) fn works(&self) {
+        let mut crashes = self.crashes.borrow_mut();
+        if crashes.in_a_row > 0 || crashes.last.is_some() {
+            *crashes = Crashes::default();
+        }
+    }
+
+    /// A new image may do better.
+    pub(crate) fn forgive(&self) {
+        *self.crashes.borrow_mut() = Crashes::default();
+    }
+
+    /// # Errors
+    /// `crash-looping` while it is not to be started.
+    fn may_start(&self) -> Result<(), Problem> {
+        let crashes = self.crashes.borrow();
+        let wait = crashes
+            .not_before
+            .map(|at| at.saturating_duration_since(Instant::now()))
+            .filter(|wait| !wait.is_zero());
+        let Some(wait) = wait else { return Ok(()) };
+        let text = format!(
+            "{} failed {} times in a row; it is started again in {wait:.1?}",
+            self.name, crashes.in_a_row
+        );
+        let problem = Problem::new(Kind::CrashLooping, text).retry_after_s(wait.as_secs() + 1);
+        Err(match &crashes.last {
+            Some(last) => problem.cause(last),
+            None => problem,
+        })
+    }
+
+    /// Tells the scheduler; what it says is only logged, for cases in which nothing can be done about it.
+    async fn settle(&self, home: &Home, active: &Active, settled: Settled) {
+        let told = home
+            .node
+            .scheduler
+            .settled(self.app.name.clone(), self.name.clone(), active.epoch, settled)
+            .await;
+        if let Err(error) = told {
+            tracing::warn!("the scheduler was not told about {}/{}: {error}", self.app.name, self.name);
+        }
+    }
+}
+
+const fn pause(over: u32) -> Duration {
+    let exponent = if over > 16 { 16 } else { over - 1 };
+    let pause = FIRST_PAUSE.saturating_mul(1 << exponent);
+    if pause.as_millis() > LONGEST_PAUSE.as_millis() { LONGEST_PAUSE } else { pause }
+}
+
+async fn start_for_all(home: Rc<Home>, process: Rc<Process>, create: Create) {
+    let batch = Batch(Rc::clone(&process));
+    let result = {
+        let _turn = process.turns.take().await;
+        match process.serving() {
+            Some(active) => Ok(active),
+            None => start::start(&home, &process, create).await,
+        }
+    };
+    let started = Started { result, strict: create == Create::Never };
+    for starter in batch.0.starters.take() {
+        let _ = starter.send(started.clone());
+    }
+}
+
+/// Those who wait for one attempt. Should it panic, they hear that it broke off, and the next caller begins another.
+struct Batch(Rc<Process>);
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.0.starters.take();
+    }
+}
+
+/// Counts one up for as long as it lives.
+struct Counted<'a>(&'a Cell<usize>);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a Cell<usize>) -> Counted<'a> {
+        count.set(count.get() + 1);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        assert_eq!(pause(1), FIRST_PAUSE);
+        assert_eq!(pause(2), FIRST_PAUSE * 2);
+        assert_eq!(pause(100), LONGEST_PAUSE);
+    }
+}
