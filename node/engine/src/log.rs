@@ -1,0 +1,412 @@
+//! The writing end of the log: where the next record goes, which segments there are, and what has not been synced.
+//!
+//! Its lock is the commit lock: who holds it is the one writer. A record is written with plain writes at the tail; until the index that
+//! points to it is published nobody reads there. A write that fails leaves the tail unknown, so the log is poisoned and takes nothing
+//! any more.
+
+use std::sync::{Arc, Weak};
+
+use crate::StateError;
+use crate::engine::SegmentSizes;
+use crate::error::Operation;
+use crate::format::{
+    Header, Lineage, Listed, MAX_SEGMENT_LEN, PartHead, PartKind, Place, RECORD_LEN, RecordHead, aligned,
+    header_len,
+};
+use crate::ledger::Ledger;
+use crate::segment::Mapped;
+use crate::storage::{Segment, Storage};
+
+/// Values of at least this many bytes are written by themselves, smaller ones together with the rest of their record.
+const WRITE_TOGETHER: usize = 64 << 10;
+
+/// A segment that is full within this time calls for a larger one.
+const HURRY_MS: u64 = 500;
+/// How large that gets.
+const HURRIED_MAX: u64 = 16 << 20;
+
+/// A part to be written.
+#[derive(Debug)]
+pub(crate) struct Out<'a> {
+    pub(crate) kind: PartKind,
+    pub(crate) key: std::borrow::Cow<'a, [u8]>,
+    pub(crate) value: &'a [u8],
+    pub(crate) fingerprint: u64,
+    /// 0: this commit's.
+    pub(crate) version: u64,
+    /// 0: this commit's.
+    pub(crate) time_ms: u64,
+    pub(crate) value_crc: u64,
+    /// What the cell of the new version begins with.
+    pub(crate) validated: u32,
+}
+
+impl Out<'_> {
+    /// A part with neither key nor value.
+    pub(crate) fn of(kind: PartKind) -> Out<'static> {
+        let key = std::borrow::Cow::Borrowed([].as_slice());
+        Out { kind, key, value: &[], fingerprint: 0, version: 0, time_ms: 0, value_crc: 0, validated: 0 }
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        crate::format::cost_in_log(self.key.len(), self.value.len() as u64)
+    }
+}
+
+/// A segment of the log.
+#[derive(Debug, Clone)]
+pub(crate) struct Tracked {
+    pub(crate) slot: u32,
+    /// Where its first record begins.
+    pub(crate) begin: u64,
+    pub(crate) listed: Listed,
+    pub(crate) mapped: Arc<Mapped>,
+}
+
+/// A segment that the index may point into from now on.
+#[derive(Debug)]
+pub(crate) struct Seated {
+    pub(crate) slot: u32,
+    pub(crate) mapped: Arc<Mapped>,
+}
+
+/// Where a record was put.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Placed {
+    pub(crate) slot: u32,
+    pub(crate) seq: u64,
+    pub(crate) time_ms: u64,
+    /// Offset of its first value in the segment.
+    pub(crate) values_at: u64,
+}
+
+/// A segment that may be deleted when a commit is durable.
+#[derive(Debug)]
+struct Retiring {
+    after: u64,
+    id: u64,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Log {
+    pub(crate) lineage: Lineage,
+    /// In the order of the log.
+    pub(crate) segments: Vec<Tracked>,
+    /// Whether records go into the last segment. Not so after recovery, which writes to no old segment: until the first commit.
+    open: bool,
+    pub(crate) ledger: Ledger,
+    pub(crate) seq: u64,
+    chain: u64,
+    next_ordinal: u64,
+    sizes: SegmentSizes,
+    maps: bool,
+    /// When the segment in use began, and whether the one before was full soon.
+    begun_ms: u64,
+    hurry: bool,
+    /// Segments with bytes that no sync has covered.
+    unsynced: Vec<Arc<dyn Segment>>,
+    /// Whether the last record says that everything before it is durable, and nothing else.
+    sealed: bool,
+    /// Segments that may be deleted when a commit is durable.
+    retiring: Vec<Retiring>,
+    /// Retired segments that snapshots may still hold.
+    pinned: Vec<(Weak<Mapped>, u64)>,
+    scratch: Vec<u8>,
+    poisoned: Option<Arc<str>>,
+}
+
+/// The state of a log before its first new segment.
+#[derive(Debug)]
+pub(crate) struct LogStart {
+    pub(crate) lineage: Lineage,
+    pub(crate) segments: Vec<Tracked>,
+    pub(crate) ledger: Ledger,
+    pub(crate) seq: u64,
+    pub(crate) chain: u64,
+    pub(crate) next_ordinal: u64,
+    pub(crate) sizes: SegmentSizes,
+    /// Whether new segments are mapped.
+    pub(crate) maps: bool,
+}
+
+impl Log {
+    pub(crate) fn new(start: LogStart) -> Log {
+        Log {
+            lineage: start.lineage,
+            segments: start.segments,
+            open: false,
+            ledger: start.ledger,
+            seq: start.seq,
+            chain: start.chain,
+            next_ordinal: start.next_ordinal,
+            sizes: start.sizes,
+            maps: start.maps,
+            begun_ms: 0,
+            hurry: false,
+            unsynced: Vec::new(),
+            sealed: false,
+            retiring: Vec::new(),
+            pinned: Vec::new(),
+            scratch: Vec::new(),
+            poisoned: None,
+        }
+    }
+
+    pub(crate) fn check_usable(&self) -> Result<(), StateError> {
+        let cause = self.poisoned.clone();
+        cause.map_or(Ok(()), |cause| Err(StateError::Poisoned { cause }))
+    }
+
+    pub(crate) fn poison(&mut self, error: &StateError) {
+        self.poisoned.get_or_insert_with(|| error.to_string().into());
+    }
+
+    /// The segment that is written to, if one is.
+    pub(crate) fn tail(&self) -> Option<&Tracked> {
+        self.segments.last().filter(|_| self.open)
+    }
+
+    /// Makes room for a record of `len` bytes; a new segment that was begun for it is for the caller to publish.
+    ///
+    /// # Errors
+    /// `NoSpare` (nothing has changed), `CommitTooLarge`, and `Io`, after which the log is poisoned.
+    pub(crate) fn reserve(
+        &mut self,
+        len: u64,
+        durable: u64,
+        time_ms: u64,
+        storage: &dyn Storage,
+    ) -> Result<Option<Seated>, StateError> {
+        let limit = MAX_SEGMENT_LEN - header_len(self.segments.len()) as u64;
+        if len > limit {
+            return Err(StateError::CommitTooLarge { len, limit });
+        }
+        let fits = |tail: &Tracked| tail.listed.end + len <= tail.mapped.segment.capacity();
+        if self.tail().is_some_and(fits) {
+            return Ok(None);
+        }
+        self.begin_segment(len, durable, time_ms, storage).map(Some)
+    }
+
+    /// Begins a new segment with room for `len` bytes behind its header.
+    fn begin_segment(
+        &mut self,
+        len: u64,
+        durable: u64,
+        time_ms: u64,
+        storage: &dyn Storage,
+    ) -> Result<Seated, StateError> {
+        let listed: Vec<Listed> = self.segments.iter().map(|segment| segment.listed).collect();
+        let needed = header_len(listed.len()) as u64 + len;
+        let segment = self.take_spare(needed, storage)?;
+        let header = Header {
+            lineage: self.lineage,
+            id: segment.id(),
+            ordinal: self.next_ordinal,
+            base_seq: self.seq,
+            base_chain: self.chain,
+            durable,
+            capacity: segment.capacity(),
+            created_ms: time_ms,
+            listed,
+        };
+        let mapped = Arc::new(if self.maps { Mapped::new(segment)? } else { Mapped::unmapped(segment) });
+        let written = mapped.segment.write_at(&header.encode(), 0);
+        written
+            .map_err(StateError::io(Operation::Write, header.id))
+            .inspect_err(|error| self.poison(error))?;
+        if self.segments.is_empty() {
+            // Recovery relies on it: records without any readable header are damage, not new state.
+            let synced = mapped.segment.sync();
+            synced
+                .map_err(StateError::io(Operation::Sync, header.id))
+                .inspect_err(|error| self.poison(error))?;
+        }
+        self.next_ordinal += 1;
+        self.hurry = self.open && time_ms.saturating_sub(self.begun_ms) < HURRY_MS;
+        self.begun_ms = time_ms;
+        let listed = Listed {
+            id: header.id,
+            base_seq: self.seq,
+            last_seq: self.seq,
+            end: header.len(),
+            end_chain: self.chain,
+        };
+        let slot = self.free_slot();
+        self.segments.push(Tracked { slot, begin: listed.end, listed, mapped: mapped.clone() });
+        self.open = true;
+        self.ledger.open(slot);
+        self.unsynced.push(mapped.segment.clone());
+        storage.request_spare(self.spare_bytes());
+        Ok(Seated { slot, mapped })
+    }
+
+    fn free_slot(&self) -> u32 {
+        let taken = |slot: &u32| self.segments.iter().any(|segment| segment.slot == *slot);
+        (0..u32::MAX).find(|slot| !taken(slot)).unwrap_or(u32::MAX)
+    }
+
+    fn take_spare(&self, needed: u64, storage: &dyn Storage) -> Result<Arc<dyn Segment>, StateError> {
+        let take = || storage.take_spare(needed).map_err(StateError::io(Operation::Spare, 0));
+        if let Some(spare) = take()? {
+            return Ok(spare);
+        }
+        // An owner in this process may make one at once.
+        storage.request_spare(self.spare_bytes().max(needed.next_multiple_of(4096)));
+        take()?.ok_or(StateError::NoSpare { needed })
+    }
+
+    /// A size for the next segment: small for small state, so that what a restart leaves unused is small too; larger and larger, up to a
+    /// bound, while segments fill up quickly, because making one takes a few milliseconds.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        let half = (self.ledger.live() / 2).next_power_of_two();
+        let hurried = if self.hurry { (self.last_capacity() * 2).min(HURRIED_MAX) } else { 0 };
+        half.max(hurried).clamp(self.sizes.min_bytes, self.sizes.max_bytes.max(self.sizes.min_bytes))
+    }
+
+    fn last_capacity(&self) -> u64 {
+        self.segments.last().map_or(0, |last| last.mapped.segment.capacity())
+    }
+
+    /// Writes one record at the tail, where [`Log::reserve`] made room for it.
+    pub(crate) fn append(
+        &mut self,
+        parts: &[Out<'_>],
+        durable: u64,
+        time_ms: u64,
+    ) -> Result<Placed, StateError> {
+        let Some(tail) = self.tail() else { return Err(StateError::ReadOnly) };
+        let segment = tail.mapped.segment.clone();
+        let (slot, at) = (tail.slot, tail.listed.end);
+        let mut record = std::mem::take(&mut self.scratch);
+        let head = self.encode(&mut record, parts, durable, time_ms)?;
+        let place = Place { lineage: self.lineage, segment: segment.id(), at };
+        let crc = head.seal(place, &mut record);
+        let written = write(&*segment, record, parts, at, head.len);
+        self.scratch = written
+            .map_err(StateError::io(Operation::Write, segment.id()))
+            .inspect_err(|error| self.poison(error))?;
+        if let Some(tail) = self.segments.last_mut() {
+            tail.listed.last_seq = head.seq;
+            tail.listed.end += head.len;
+            tail.listed.end_chain = crc;
+        }
+        if self.unsynced.last().is_none_or(|last| last.id() != segment.id()) {
+            self.unsynced.push(segment);
+        }
+        self.seq = head.seq;
+        self.chain = crc;
+        self.sealed = durable + 1 == head.seq && parts.iter().all(|part| part.kind == PartKind::Watermark);
+        Ok(Placed { slot, seq: head.seq, time_ms, values_at: at + head.values_at() })
+    }
+
+    /// Fills `record` with the free bytes of a head and the parts.
+    fn encode(
+        &self,
+        record: &mut Vec<u8>,
+        parts: &[Out<'_>],
+        durable: u64,
+        time_ms: u64,
+    ) -> Result<RecordHead, StateError> {
+        record.clear();
+        record.resize(RECORD_LEN, 0);
+        for part in parts {
+            let head = PartHead {
+                kind: part.kind,
+                key_len: u16::try_from(part.key.len()).unwrap_or(u16::MAX),
+                value_len: part.value.len() as u64,
+                fingerprint: part.fingerprint,
+                version: part.version,
+                time_ms: part.time_ms,
+                value_crc: part.value_crc,
+            };
+            head.append_to(record, &part.key);
+        }
+        let values: u64 = parts.iter().map(|part| aligned(part.value.len() as u64)).sum();
+        let len = record.len() as u64 + values;
+        let too_large = StateError::CommitTooLarge { len, limit: u64::from(u32::MAX) };
+        let meta_len = u32::try_from(record.len() - RECORD_LEN).map_err(|_| too_large.clone())?;
+        let parts = u32::try_from(parts.len()).map_err(|_| too_large)?;
+        let (seq, prev) = (self.seq + 1, self.chain);
+        Ok(RecordHead { parts, len, seq, durable, prev, time_ms, meta_len, crc: 0 })
+    }
+
+    /// Whether the log itself says that all its commits are durable.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.seq == 0 || self.sealed
+    }
+
+    /// What a sync has to cover now: the last commit, and the segments it and those before lie in.
+    pub(crate) fn take_unsynced(&mut self) -> (u64, Vec<Arc<dyn Segment>>) {
+        (self.seq, std::mem::take(&mut self.unsynced))
+    }
+
+    /// Takes a segment out of the log; it may be deleted when the last commit so far is durable.
+    pub(crate) fn retire(&mut self, slot: u32) {
+        let Some(at) = self.segments.iter().position(|segment| segment.slot == slot) else { return };
+        let retired = self.segments.remove(at);
+        let bytes = retired.mapped.segment.capacity();
+        self.pinned.push((Arc::downgrade(&retired.mapped), bytes));
+        self.retiring.push(Retiring { after: self.seq, id: retired.listed.id, bytes });
+    }
+
+    /// A segment that is not part of the log: it may be deleted when a commit is durable.
+    pub(crate) fn retire_after(&mut self, after: u64, id: u64) {
+        self.retiring.push(Retiring { after, id, bytes: 0 });
+    }
+
+    /// Segments that may be deleted now that everything up to `durable` is.
+    pub(crate) fn take_retired(&mut self, durable: u64) -> Vec<u64> {
+        let (now, later): (Vec<Retiring>, _) = self.retiring.drain(..).partition(|one| one.after <= durable);
+        self.retiring = later;
+        now.into_iter().map(|one| one.id).collect()
+    }
+
+    /// Bytes of segments that wait to be deleted.
+    pub(crate) fn retiring_bytes(&self) -> u64 {
+        self.retiring.iter().map(|retiring| retiring.bytes).sum()
+    }
+
+    /// Bytes of retired segments that snapshots still hold.
+    pub(crate) fn pinned_bytes(&mut self) -> u64 {
+        self.pinned.retain(|(segment, _)| segment.strong_count() > 0);
+        self.pinned.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Writes a record whose head and parts are in `record` and whose values follow. Returns the buffer.
+fn write(
+    segment: &dyn Segment,
+    mut record: Vec<u8>,
+    parts: &[Out<'_>],
+    mut at: u64,
+    len: u64,
+) -> std::io::Result<Vec<u8>> {
+    let end = at + len;
+    for part in parts {
+        let value = part.value;
+        if value.len() >= WRITE_TOGETHER {
+            segment.write_at(&record, at)?;
+            at += record.len() as u64;
+            record.clear();
+            segment.write_at(value, at)?;
+            // What pads a large value is zero already: the segment is fresh.
+            at += aligned(value.len() as u64);
+        } else {
+            record.extend_from_slice(value);
+            record.resize(aligned(record.len() as u64).try_into().unwrap_or(usize::MAX), 0);
+            if record.len() >= 4 * WRITE_TOGETHER {
+                segment.write_at(&record, at)?;
+                at += record.len() as u64;
+                record.clear();
+            }
+        }
+    }
+    if !record.is_empty() {
+        segment.write_at(&record, at)?;
+        at += record.len() as u64;
+    }
+    debug_assert_eq!(at, end, "a record was not written whole");
+    Ok(record)
+}

@@ -1,0 +1,392 @@
+//! Recovery: from segments to an index, by plain reads.
+//!
+//! The newest valid header says which segments the log has; their records are applied in order. Where the chain of records breaks, one
+//! question decides: does anything valid say that the missing commit had been durable? If so this is **corruption**, a named error,
+//! and nothing is cut. If not it is a **torn tail**: what was never durable ends there, and so does the log. Evidence is the durable
+//! watermark in every header and record, those behind the break included.
+//!
+//! The last sync of a life may have left no trace but the data itself (the watermark of the next record would have told). So the
+//! owner, who saw the replies, can say what it knows to have been durable: [`crate::Options::durable_at_least`].
+
+mod reader;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+pub(crate) use reader::{Cursor, EAGER_LEN, Found, Records, Stop};
+
+use crate::error::{Damage, Operation, ShownKey};
+use crate::format::{Header, HeaderPeek, Lineage, Listed, PEEK_LEN, PartKind, RecordHead};
+use crate::index::Item;
+use crate::ledger::{Ledger, Trees};
+use crate::storage::Segment;
+use crate::{FORMAT, MAX_SEGMENT_LEN, StateError};
+
+/// A segment that is part of the log.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) segment: Arc<dyn Segment>,
+    /// Where its first record begins.
+    pub(crate) begin: u64,
+    pub(crate) listed: Listed,
+}
+
+/// A log as it was found.
+#[derive(Debug)]
+pub(crate) struct Replayed {
+    pub(crate) lineage: Option<Lineage>,
+    /// In the order of the log; a segment's place here is its slot.
+    pub(crate) sources: Vec<Source>,
+    pub(crate) trees: Trees,
+    pub(crate) ledger: Ledger,
+    pub(crate) seq: u64,
+    pub(crate) chain: u64,
+    /// Everything up to here had been durable.
+    pub(crate) durable: u64,
+    pub(crate) next_ordinal: u64,
+    /// Segments that are not part of the log (any more).
+    pub(crate) unlisted: Vec<u64>,
+    /// Those of them in which nothing was ever written and that no header knows: spares of an earlier life.
+    pub(crate) blank: Vec<u64>,
+    /// Values that do not fit their checksums; reading them is an error, and putting them anew heals it.
+    pub(crate) damaged: Vec<Damage>,
+    /// Whether something that was never durable was cut.
+    pub(crate) torn: bool,
+}
+
+/// A segment whose header was read.
+pub(crate) struct Headed {
+    pub(crate) segment: Arc<dyn Segment>,
+    pub(crate) header: Header,
+}
+
+/// All segments, by what their headers say.
+pub(crate) struct Sorted {
+    /// In the order of the log.
+    pub(crate) headed: Vec<Headed>,
+    /// No header, or a damaged one.
+    pub(crate) headless: Vec<(Arc<dyn Segment>, bool)>,
+}
+
+pub(crate) fn read_headers(
+    segments: &[Arc<dyn Segment>],
+    lineage: Option<Lineage>,
+) -> Result<Sorted, StateError> {
+    let mut sorted = Sorted { headed: Vec::new(), headless: Vec::new() };
+    for segment in segments {
+        match read_header(&**segment)? {
+            Ok(header) => sorted.headed.push(Headed { segment: segment.clone(), header }),
+            Err(blank) => sorted.headless.push((segment.clone(), blank)),
+        }
+    }
+    sorted.headed.sort_by_key(|one| one.header.ordinal);
+    let lineage = lineage.or_else(|| sorted.headed.last().map(|one| one.header.lineage));
+    for one in &sorted.headed {
+        let segment = one.segment.id();
+        if lineage.is_some_and(|lineage| lineage != one.header.lineage) {
+            return Err(StateError::ForeignSegment { segment, why: "it is of another lineage" });
+        }
+        if one.header.id != segment {
+            return Err(StateError::ForeignSegment { segment, why: "its header has another number" });
+        }
+        if one.header.capacity != one.segment.capacity() {
+            return Err(StateError::ForeignSegment {
+                segment,
+                why: "its length is not what its header says",
+            });
+        }
+    }
+    Ok(sorted)
+}
+
+/// The header, or whether the segment looks as if it was never written.
+fn read_header(segment: &dyn Segment) -> Result<Result<Header, bool>, StateError> {
+    let (id, capacity) = (segment.id(), segment.capacity());
+    let read = |bytes: &mut [u8]| segment.read_at(bytes, 0).map_err(StateError::io(Operation::Read, id));
+    if capacity < PEEK_LEN as u64 || capacity > MAX_SEGMENT_LEN {
+        return Ok(Err(false));
+    }
+    let mut peek = [0; PEEK_LEN];
+    read(&mut peek)?;
+    match Header::peek(&peek) {
+        HeaderPeek::Blank => Ok(Err(true)),
+        HeaderPeek::Header(len) if len as u64 <= capacity => {
+            let mut bytes = vec![0; len];
+            read(&mut bytes)?;
+            match Header::format(&bytes) {
+                Some(found) if found != FORMAT => Err(StateError::OtherFormat { segment: id, found }),
+                _ => Ok(Header::decode(&bytes).ok_or(false)),
+            }
+        }
+        HeaderPeek::Header(_) | HeaderPeek::Damaged => Ok(Err(false)),
+    }
+}
+
+/// Reads the log.
+///
+/// # Errors
+/// Everything that [`StateError`] has to say about bytes and reading.
+pub(crate) fn replay(
+    segments: &[Arc<dyn Segment>],
+    lineage: Option<Lineage>,
+) -> Result<Replayed, StateError> {
+    let sorted = read_headers(segments, lineage)?;
+    let next_ordinal = sorted.headed.last().map_or(1, |one| one.header.ordinal + 1);
+    let mut candidates: Vec<&Headed> = sorted.headed.iter().collect();
+    let mut durable = 0;
+    let mut torn = false;
+    let mut believed = u64::MAX;
+    loop {
+        let Some(newest) = candidates.last() else {
+            let replayed = Replayed::empty(lineage, next_ordinal);
+            return replayed.finish(segments, &sorted);
+        };
+        let mut survey = survey(newest, durable)?;
+        durable = survey.durable;
+        survey.retired.retain(|_, seq| *seq <= believed);
+        let mut run = Run { replayed: Replayed::empty(Some(newest.header.lineage), next_ordinal), durable };
+        run.replayed.torn = torn;
+        match run.all(newest, &survey, &candidates, segments)? {
+            None if survey.retired.values().any(|seq| *seq > run.replayed.seq) => {
+                // A part behind the cut retired a segment: it is needed after all.
+                believed = run.replayed.seq;
+            }
+            None => return run.replayed.finish(segments, &sorted),
+            Some(last_ordinal) => {
+                // A segment in the middle was never durable to its end: what came after it never was either, so the log is what
+                // that segment saw.
+                candidates.retain(|one| one.header.ordinal <= last_ordinal);
+                torn = true;
+            }
+        }
+    }
+}
+
+/// What has to be known of the newest segment before the others are read.
+struct Survey {
+    /// Segments that its records retire, and the commit that says so.
+    retired: BTreeMap<u64, u64>,
+    durable: u64,
+}
+
+fn survey(newest: &Headed, durable: u64) -> Result<Survey, StateError> {
+    let header = &newest.header;
+    let mut records = Records::new(&*newest.segment, header.lineage);
+    let mut survey = Survey { retired: BTreeMap::new(), durable: durable.max(header.durable) };
+    let mut cursor = Cursor { at: header.len(), seq: header.base_seq, chain: header.base_chain };
+    loop {
+        match records.next(&cursor) {
+            Ok(head) => {
+                survey.durable = survey.durable.max(head.durable);
+                for part in records.parts(cursor.at, &head)? {
+                    if part.head.kind == PartKind::SegmentRetired {
+                        survey.retired.extend(retired_id(&part).map(|id| (id, head.seq)));
+                    }
+                }
+                cursor = Cursor { at: cursor.at + head.len, seq: head.seq, chain: head.crc };
+            }
+            Err(Stop::Fatal(error)) => return Err(error),
+            Err(Stop::Broken(_)) => break,
+        }
+    }
+    // Valid records behind a break may know that what is missing had been durable.
+    let mut at = cursor.at;
+    while let Some((found, head)) = records.scan(at)? {
+        survey.durable = survey.durable.max(head.durable);
+        at = found + head.len;
+    }
+    Ok(survey)
+}
+
+pub(crate) fn retired_id(part: &Found) -> Option<u64> {
+    Some(u64::from_le_bytes(part.key[..].try_into().ok()?))
+}
+
+/// One attempt to read the log with a certain segment as the newest.
+struct Run {
+    replayed: Replayed,
+    durable: u64,
+}
+
+impl Run {
+    /// Returns the ordinal of the segment that the log ends in, if that is not `newest`.
+    fn all(
+        &mut self,
+        newest: &Headed,
+        survey: &Survey,
+        candidates: &[&Headed],
+        segments: &[Arc<dyn Segment>],
+    ) -> Result<Option<u64>, StateError> {
+        self.replayed.durable = self.durable;
+        for listed in &newest.header.listed {
+            if survey.retired.contains_key(&listed.id) {
+                continue;
+            }
+            let Some(headed) = candidates.iter().find(|one| one.header.id == listed.id) else {
+                if !segments.iter().any(|segment| segment.id() == listed.id) {
+                    return Err(StateError::MissingSegment { segment: listed.id });
+                }
+                if listed.base_seq >= self.durable {
+                    // Its header was never durable, so nothing behind it was.
+                    // What was begun before it counts, and also what the newest does not list any more: a record that
+                    // retired it would have been in the segment that is lost, or later.
+                    let before = candidates.iter().filter(|one| {
+                        one.header.base_seq <= listed.base_seq && one.header.ordinal < newest.header.ordinal
+                    });
+                    return Ok(Some(before.map(|one| one.header.ordinal).max().unwrap_or(0)));
+                }
+                return Err(StateError::damage(listed.id, 0, None, "the header does not fit its checksum"));
+            };
+            let end = self.segment(headed, Some(listed))?;
+            if end.at != listed.end || end.seq != listed.last_seq || end.chain != listed.end_chain {
+                return Ok(Some(headed.header.ordinal));
+            }
+        }
+        let end = self.segment(newest, None)?;
+        (self.replayed.seq, self.replayed.chain) = (end.seq, end.chain);
+        Ok(None)
+    }
+
+    /// Applies the records of one segment; returns where they end.
+    fn segment(&mut self, headed: &Headed, listed: Option<&Listed>) -> Result<Cursor, StateError> {
+        let header = &headed.header;
+        let slot = u32::try_from(self.replayed.sources.len()).unwrap_or(u32::MAX);
+        self.replayed.ledger.open(slot);
+        let mut records = Records::new(&*headed.segment, header.lineage);
+        let mut cursor = Cursor { at: header.len(), seq: header.base_seq, chain: header.base_chain };
+        let broken = loop {
+            if listed.is_some_and(|listed| cursor.at == listed.end) {
+                break None;
+            }
+            match self.record(&mut records, &cursor, slot) {
+                Ok(head) => cursor = Cursor { at: cursor.at + head.len, seq: head.seq, chain: head.crc },
+                Err(Stop::Fatal(error)) => return Err(error),
+                Err(Stop::Broken(why)) => break Some(why),
+            }
+        };
+        if let Some(why) = broken {
+            // The newest segment ends where its records do; a break in it is told from its end by what should have been durable.
+            if cursor.seq < self.durable {
+                return Err(StateError::damage(headed.segment.id(), cursor.at, None, why));
+            }
+            self.replayed.torn |=
+                headed.segment.next_data(cursor.at).is_some() && !records.blank_at(cursor.at)?;
+        }
+        let listed = Listed {
+            id: header.id,
+            base_seq: header.base_seq,
+            last_seq: cursor.seq,
+            end: cursor.at,
+            end_chain: cursor.chain,
+        };
+        let segment = headed.segment.clone();
+        self.replayed.sources.push(Source { segment, begin: header.len(), listed });
+        Ok(cursor)
+    }
+
+    fn record(&mut self, records: &mut Records<'_>, cursor: &Cursor, slot: u32) -> Result<RecordHead, Stop> {
+        let head = records.next(cursor)?;
+        let parts = records.parts(cursor.at, &head)?;
+        let vouched = head.seq <= self.durable;
+        let mut fits = Vec::with_capacity(parts.len());
+        for part in &parts {
+            let look = !vouched || part.head.value_len <= EAGER_LEN;
+            fits.push(if look { Some(records.value_fits(part)?) } else { None });
+        }
+        if !vouched && fits.contains(&Some(false)) {
+            return Err(Stop::Broken("a value of the last commits does not fit its checksum"));
+        }
+        for (part, fits) in parts.iter().zip(fits) {
+            if fits == Some(false) {
+                self.replayed.damaged.push(Damage {
+                    segment: records.segment.id(),
+                    offset: part.value_at,
+                    key: Some(ShownKey(part.key.to_vec())),
+                    why: "a value does not fit its checksum",
+                });
+            }
+            self.replayed.apply(slot, &head, part, fits != Some(true));
+        }
+        Ok(head)
+    }
+}
+
+impl Replayed {
+    pub(crate) fn empty(lineage: Option<Lineage>, next_ordinal: u64) -> Replayed {
+        Replayed {
+            lineage,
+            sources: Vec::new(),
+            trees: Trees::default(),
+            ledger: Ledger::default(),
+            seq: 0,
+            chain: 0,
+            durable: 0,
+            next_ordinal,
+            unlisted: Vec::new(),
+            blank: Vec::new(),
+            damaged: Vec::new(),
+            torn: false,
+        }
+    }
+
+    pub(crate) fn apply(&mut self, slot: u32, head: &RecordHead, part: &Found, unread: bool) {
+        let or = |own: u64, record: u64| if own == 0 { record } else { own };
+        let item = Item {
+            slot,
+            at: Item::position(part.value_at),
+            cell: self.ledger.next_cell(slot),
+            unread,
+            len: part.head.value_len,
+            version: or(part.head.version, head.seq),
+            fingerprint: part.head.fingerprint,
+            time_ms: or(part.head.time_ms, head.time_ms),
+            value_crc: part.head.value_crc,
+        };
+        self.ledger.apply(&mut self.trees, slot, part.head.kind, &part.key, item);
+    }
+
+    /// Names what is left over, and makes sure that nothing left over knows better.
+    fn finish(mut self, segments: &[Arc<dyn Segment>], sorted: &Sorted) -> Result<Replayed, StateError> {
+        let Some(lineage) = self.lineage.or_else(|| sorted.headed.last().map(|one| one.header.lineage))
+        else {
+            return self.only_blanks(segments, sorted);
+        };
+        for (segment, _) in &sorted.headless {
+            let mut records = Records::new(&**segment, lineage);
+            let mut at = 0;
+            let listed = |one: &Headed| one.header.listed.iter().any(|listed| listed.id == segment.id());
+            if segment.next_data(0).is_none() && !sorted.headed.iter().any(listed) {
+                self.blank.push(segment.id());
+            }
+            while let Some((found, head)) = records.scan(at)? {
+                // The header of the first segment was durable before there were records.
+                if head.durable > self.seq || self.sources.is_empty() {
+                    let why = "the header does not fit its checksum";
+                    return Err(StateError::damage(segment.id(), 0, None, why));
+                }
+                self.torn = true;
+                at = found + head.len;
+            }
+        }
+        self.unlisted = unlisted(&self.sources, segments);
+        Ok(self)
+    }
+
+    /// There is no header at all: new state, unless something is there that once had one.
+    fn only_blanks(mut self, segments: &[Arc<dyn Segment>], sorted: &Sorted) -> Result<Replayed, StateError> {
+        for (segment, blank) in &sorted.headless {
+            let written = segment.capacity() > 0 && segment.next_data(0).is_some();
+            if !blank || (written && !Records::new(&**segment, Lineage([0; 16])).blank_at(0)?) {
+                let why = "the only segment has no readable header";
+                return Err(StateError::damage(segment.id(), 0, None, why));
+            }
+        }
+        self.unlisted = unlisted(&self.sources, segments);
+        Ok(self)
+    }
+}
+
+pub(crate) fn unlisted(sources: &[Source], segments: &[Arc<dyn Segment>]) -> Vec<u64> {
+    let used: BTreeSet<u64> = sources.iter().map(|source| source.listed.id).collect();
+    segments.iter().map(|segment| segment.id()).filter(|id| !used.contains(id)).collect()
+}

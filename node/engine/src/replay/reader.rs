@@ -1,0 +1,343 @@
+//! Reading records one after another by plain reads: never through a map, so that a failing disk is an error and not a signal.
+
+use crate::StateError;
+use crate::error::Operation;
+use crate::format::{Lineage, Part, PartError, Parts, Place, RECORD_LEN, RecordHead, checksum};
+use crate::segment::ReadChecksum;
+use crate::storage::Segment;
+
+/// Values longer than this are not read by recovery when a sync has covered them: the first reader compares them with their checksum.
+/// Shorter ones come along with the pages that are read anyway.
+pub(crate) const EAGER_LEN: u64 = 16 << 10;
+
+/// Parts beyond this many bytes of a record are not searched for a flipped bit: it would take too long.
+const REPAIRED_LEN: usize = 64 << 10;
+
+/// Read at once.
+const WINDOW: usize = 1 << 20;
+
+/// Where a record begins and what it has to follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    pub(crate) at: u64,
+    /// Number and checksum of the record before.
+    pub(crate) seq: u64,
+    pub(crate) chain: u64,
+}
+
+/// Why there is no record at a place.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// The bytes there are not the record that has to follow.
+    Broken(&'static str),
+    /// Nothing can be said, or it is known that something is wrong.
+    Fatal(StateError),
+}
+
+impl From<StateError> for Stop {
+    fn from(error: StateError) -> Stop {
+        Stop::Fatal(error)
+    }
+}
+
+/// Records of one segment.
+#[derive(Debug)]
+pub(crate) struct Records<'a> {
+    pub(crate) segment: &'a dyn Segment,
+    lineage: Lineage,
+    capacity: u64,
+    window: Vec<u8>,
+    window_at: u64,
+}
+
+impl<'a> Records<'a> {
+    pub(crate) fn new(segment: &'a dyn Segment, lineage: Lineage) -> Records<'a> {
+        Records { segment, lineage, capacity: segment.capacity(), window: Vec::new(), window_at: 0 }
+    }
+
+    fn place(&self, at: u64) -> Place {
+        Place { lineage: self.lineage, segment: self.segment.id(), at }
+    }
+
+    /// `len` bytes from `at`, which lie inside the segment.
+    pub(crate) fn bytes(&mut self, at: u64, len: usize) -> Result<&[u8], StateError> {
+        let inside = at >= self.window_at && at + len as u64 <= self.window_at + self.window.len() as u64;
+        if !inside {
+            let left = usize::try_from(self.capacity - at).unwrap_or(usize::MAX);
+            self.window.resize(len.max(WINDOW).min(left), 0);
+            self.window_at = at;
+            let read = self.segment.read_at(&mut self.window, at);
+            if let Err(error) = read {
+                self.window.clear();
+                return Err(StateError::io(Operation::Read, self.segment.id())(error));
+            }
+        }
+        let from = usize::try_from(at - self.window_at).unwrap_or(usize::MAX);
+        Ok(&self.window[from..from + len])
+    }
+
+    /// A valid record at `at`, whatever it follows. Its values are not looked at.
+    pub(crate) fn valid_at(&mut self, at: u64) -> Result<Option<RecordHead>, StateError> {
+        if at + RECORD_LEN as u64 > self.capacity {
+            return Ok(None);
+        }
+        let Some(head) = RecordHead::decode(self.bytes(at, RECORD_LEN)?) else { return Ok(None) };
+        if head.len > self.capacity - at {
+            return Ok(None);
+        }
+        let place = self.place(at);
+        let record = self.bytes(at, RECORD_LEN + head.meta_len as usize)?;
+        Ok(head.fits(place, record).then_some(head))
+    }
+
+    /// The record that follows `cursor`.
+    pub(crate) fn next(&mut self, cursor: &Cursor) -> Result<RecordHead, Stop> {
+        let head = self.valid_at(cursor.at)?.ok_or(Stop::Broken("no whole record is there"))?;
+        if head.seq != cursor.seq + 1 || head.prev != cursor.chain {
+            return Err(Stop::Broken("a record does not follow the one before"));
+        }
+        Ok(head)
+    }
+
+    /// The parts of a record that [`Records::valid_at`] found at `at`.
+    pub(crate) fn parts(&mut self, at: u64, head: &RecordHead) -> Result<Vec<Found>, StateError> {
+        let id = self.segment.id();
+        let meta = self.bytes(at + RECORD_LEN as u64, head.meta_len as usize)?;
+        Found::all(id, at, head, meta)
+    }
+
+    /// The record that follows `cursor`, if a single flipped bit in its head or parts is all that is wrong with it; and its parts.
+    ///
+    /// A bit is put back only if the whole record then fits its checksum, the place and the record before, so what comes out is what was
+    /// written but for a chance of one in 2⁶⁴ per bit tried.
+    pub(crate) fn repaired(
+        &mut self,
+        cursor: &Cursor,
+    ) -> Result<Option<(RecordHead, Vec<Found>)>, StateError> {
+        let left = usize::try_from(self.capacity - cursor.at).unwrap_or(usize::MAX);
+        if left < RECORD_LEN {
+            return Ok(None);
+        }
+        let place = self.place(cursor.at);
+        let follows = |head: &RecordHead| head.seq == cursor.seq + 1 && head.prev == cursor.chain;
+        let fitting = |record: &[u8]| {
+            let head = RecordHead::decode(record).filter(follows)?;
+            (head.len <= left as u64 && head.fits(place, record)).then_some(head)
+        };
+        let mut record = self.bytes(cursor.at, left.min(RECORD_LEN + REPAIRED_LEN))?.to_vec();
+        // With a bit of the parts flipped the head is as it was, so it says how far to try.
+        let parts_end = RecordHead::decode(&record).filter(follows).map(|head| head.values_at());
+        let end = parts_end.and_then(|end| usize::try_from(end).ok()).unwrap_or(RECORD_LEN);
+        for bit in 0..end.min(record.len()) * 8 {
+            record[bit / 8] ^= 1 << (bit % 8);
+            if let Some(head) = fitting(&record) {
+                let meta = &record[RECORD_LEN..RECORD_LEN + head.meta_len as usize];
+                return Found::all(self.segment.id(), cursor.at, &head, meta)
+                    .map(|parts| Some((head, parts)));
+            }
+            record[bit / 8] ^= 1 << (bit % 8);
+        }
+        Ok(None)
+    }
+
+    /// Whether a value fits its checksum.
+    pub(crate) fn value_fits(&mut self, part: &Found) -> Result<bool, StateError> {
+        let head = &part.head;
+        if head.value_len <= EAGER_LEN {
+            let len = usize::try_from(head.value_len).unwrap_or(usize::MAX);
+            return Ok(checksum(self.bytes(part.value_at, len)?) == head.value_crc);
+        }
+        Ok(ReadChecksum::new(self.segment).of(part.value_at, head.value_len)? == head.value_crc)
+    }
+
+    /// Whether the next bytes, up to a page of them, are zeros.
+    pub(crate) fn blank_at(&mut self, at: u64) -> Result<bool, StateError> {
+        let len = usize::try_from(self.capacity.saturating_sub(at)).unwrap_or(usize::MAX).min(4096);
+        Ok(self.bytes(at, len)?.iter().all(|byte| *byte == 0))
+    }
+
+    /// The next valid record at or after `at`, at any multiple of 16.
+    pub(crate) fn scan(&mut self, mut at: u64) -> Result<Option<(u64, RecordHead)>, StateError> {
+        loop {
+            match self.segment.next_data(at) {
+                Some(data) => at = at.max(data & !15),
+                None => return Ok(None),
+            }
+            let step_end = (at + WINDOW as u64 / 2).min(self.capacity);
+            while at + RECORD_LEN as u64 <= step_end {
+                if let Some(head) = self.valid_at(at)? {
+                    return Ok(Some((at, head)));
+                }
+                at += 16;
+            }
+            if step_end == self.capacity {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// A part of a record, with its key copied out.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) head: crate::format::PartHead,
+    pub(crate) key: Box<[u8]>,
+    /// Where its value lies in the segment.
+    pub(crate) value_at: u64,
+}
+
+impl Found {
+    fn all(id: u64, at: u64, head: &RecordHead, meta: &[u8]) -> Result<Vec<Found>, StateError> {
+        let mut found = Vec::with_capacity(head.parts as usize);
+        for part in Parts::new(meta, head.parts, head.values_at(), head.len) {
+            match part {
+                Ok(part) => found.push(Found::new(at, &part)),
+                Err(PartError::UnknownKind(kind)) => {
+                    return Err(StateError::UnknownPart { segment: id, offset: at, kind });
+                }
+                Err(PartError::Malformed) => {
+                    return Err(StateError::damage(id, at, None, "a whole record holds impossible parts"));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn new(record_at: u64, part: &Part<'_>) -> Found {
+        Found { head: part.head, key: part.key.into(), value_at: record_at + part.value_at }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{PartHead, PartKind};
+    use crate::storage::Map;
+    use std::io;
+
+    const LINEAGE: Lineage = Lineage([5; 16]);
+
+    #[derive(Debug)]
+    struct Memory(Vec<u8>);
+
+    impl Segment for Memory {
+        fn id(&self) -> u64 {
+            4
+        }
+        fn capacity(&self) -> u64 {
+            self.0.len() as u64
+        }
+        fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+            unreachable!("recovery does not write")
+        }
+        fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+            let from = usize::try_from(offset).unwrap();
+            bytes.copy_from_slice(&self.0[from..from + bytes.len()]);
+            Ok(())
+        }
+        fn sync(&self) -> io::Result<()> {
+            unreachable!("recovery does not sync")
+        }
+        fn map(&self) -> io::Result<Map> {
+            unreachable!("recovery does not map")
+        }
+    }
+
+    /// A record at 32 that follows commit 6, with its parts as `edit` leaves them; its checksum is right.
+    fn record(edit: impl FnOnce(&mut [u8])) -> Vec<u8> {
+        let mut bytes = vec![0; RECORD_LEN];
+        let part = |kind, key_len, value_len| PartHead {
+            kind,
+            key_len,
+            value_len,
+            fingerprint: 9,
+            version: 0,
+            time_ms: 0,
+            value_crc: checksum(b"value"),
+        };
+        part(PartKind::Put, 3, 5).append_to(&mut bytes, b"key");
+        part(PartKind::Delete, 5, 0).append_to(&mut bytes, b"other");
+        edit(&mut bytes[RECORD_LEN..]);
+        let meta_len = u32::try_from(bytes.len() - RECORD_LEN).unwrap();
+        let len = bytes.len() as u64 + 16;
+        let head = RecordHead { parts: 2, len, seq: 7, durable: 6, prev: 77, time_ms: 1, meta_len, crc: 0 };
+        head.seal(Place { lineage: LINEAGE, segment: 4, at: 32 }, &mut bytes);
+        bytes.extend_from_slice(b"value\0\0\0\0\0\0\0\0\0\0\0");
+        [vec![0; 32], bytes, vec![0; 64]].concat()
+    }
+
+    const CURSOR: Cursor = Cursor { at: 32, seq: 6, chain: 77 };
+
+    fn keys(found: &[Found]) -> Vec<&[u8]> {
+        found.iter().map(|part| &*part.key).collect()
+    }
+
+    #[test]
+    fn a_record_is_read_where_it_was_written_and_nowhere_else() {
+        let image = record(|_| {});
+        let segment = Memory(image.clone());
+        let mut records = Records::new(&segment, LINEAGE);
+        let head = records.next(&CURSOR).unwrap();
+        let parts = records.parts(32, &head).unwrap();
+        assert_eq!(keys(&parts), [b"key".as_slice(), b"other"]);
+        assert!(records.value_fits(&parts[0]).unwrap());
+        assert_eq!(records.scan(0).unwrap().map(|(at, _)| at), Some(32));
+        let before = Cursor { chain: 78, ..CURSOR };
+        assert!(matches!(records.next(&before), Err(Stop::Broken(_))), "it does not follow that");
+        let moved = Memory([vec![0; 16], image].concat());
+        assert!(Records::new(&moved, LINEAGE).scan(0).unwrap().is_none(), "a copy is not a record");
+        let other = Lineage([6; 16]);
+        assert!(Records::new(&segment, other).scan(0).unwrap().is_none(), "of another lineage");
+    }
+
+    #[test]
+    fn an_unknown_kind_is_refused_by_its_number() {
+        let segment = Memory(record(|parts| parts[0] = 99));
+        let mut records = Records::new(&segment, LINEAGE);
+        let head = records.next(&CURSOR).unwrap();
+        let error = records.parts(32, &head).unwrap_err();
+        assert!(matches!(error, StateError::UnknownPart { segment: 4, offset: 32, kind: 99 }));
+        assert!(error.to_string().contains("kind 99"), "{error}");
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed_and_put_back() {
+        let image = record(|_| {});
+        for bit in 32 * 8..(image.len() - 64 - 16) * 8 {
+            let mut image = image.clone();
+            image[bit / 8] ^= 1 << (bit % 8);
+            let segment = Memory(image);
+            let mut records = Records::new(&segment, LINEAGE);
+            assert!(matches!(records.next(&CURSOR), Err(Stop::Broken(_))), "bit {bit}");
+            let (_, parts) = records.repaired(&CURSOR).unwrap().unwrap();
+            assert_eq!(keys(&parts), [b"key".as_slice(), b"other"], "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn impossible_parts_behind_a_right_checksum_are_errors() {
+        let mut random = 1_u64;
+        let mut refused = 0;
+        for _ in 0..20_000 {
+            let segment = Memory(record(|parts| {
+                for _ in 0..3 {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let at = usize::try_from(random >> 33).unwrap() % parts.len();
+                    parts[at] = random.to_le_bytes()[3];
+                }
+            }));
+            let mut records = Records::new(&segment, LINEAGE);
+            let head = records.next(&CURSOR).unwrap();
+            match records.parts(32, &head) {
+                Ok(parts) => {
+                    for part in &parts {
+                        assert!(part.value_at + part.head.value_len <= 32 + head.len, "beyond the record");
+                        records.value_fits(part).unwrap();
+                    }
+                }
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(refused > 5000, "{refused}");
+    }
+}

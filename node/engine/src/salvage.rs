@@ -1,0 +1,342 @@
+//! What can still be read of a damaged log, and nothing else: a wrong or outdated value is never among it.
+//!
+//! Records are looked for one by one. One with a single flipped bit is read as it was before. One that cannot be read is a **gap**: it may
+//! have changed any key, so of a key only what was written *after* the last gap is known; for any other, and for keys that are not
+//! found at all, the answer is an error and not a guess. Everything is done by plain reads, so an agent may do it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::StateError;
+use crate::error::Damage;
+use crate::format::{Effect, Header, HeaderPeek, Lineage, Listed, PEEK_LEN, PartKind, RecordHead};
+use crate::index::Item;
+use crate::offline::{Copied, Copy, CopyOptions, load};
+use crate::replay::{Cursor, Found, Headed, Records, Stop, retired_id};
+use crate::state::KeyInfo;
+use crate::storage::{Segment, Storage};
+use crate::tables::{TABLES, Table};
+
+/// What the last readable record about a key said.
+#[derive(Debug, Clone, Copy)]
+struct Last {
+    /// Number of the record.
+    seq: u64,
+    /// `None`: it was removed.
+    item: Option<Item>,
+}
+
+/// What is left of a damaged log.
+#[derive(Debug)]
+pub struct Salvage {
+    segments: Vec<Arc<dyn Segment>>,
+    tables: [BTreeMap<Box<[u8]>, Last>; TABLES],
+    damage: Vec<Damage>,
+    /// Number of the last commit that cannot be read; 0 if all can.
+    gap: u64,
+    seq: u64,
+    next_ordinal: u64,
+}
+
+/// A record that was found.
+struct Record {
+    slot: u32,
+    head: RecordHead,
+    parts: Vec<Found>,
+}
+
+/// A segment to look into.
+struct Member {
+    slot: u32,
+    /// Where to begin, and after what, if its header or the newest one says so.
+    cursor: Option<Cursor>,
+    /// Where to end, and with which commit.
+    listed: Option<Listed>,
+}
+
+impl Salvage {
+    /// Looks for everything that is still readable. `durable_at_least` is the last commit that the owner knows to have been durable, 0 if
+    /// it knows of none: should the end of the log be gone with every trace of it, nothing else can tell.
+    ///
+    /// # Errors
+    /// [`StateError::UnknownPart`], [`StateError::ForeignSegment`], [`StateError::Io`].
+    pub fn open(
+        segments: &[Arc<dyn Segment>],
+        lineage: Lineage,
+        durable_at_least: u64,
+    ) -> Result<Salvage, StateError> {
+        let mut salvage = Salvage {
+            segments: segments.to_vec(),
+            tables: Default::default(),
+            damage: Vec::new(),
+            gap: 0,
+            seq: 0,
+            next_ordinal: 1,
+        };
+        let mut found = Vec::new();
+        for member in salvage.members(lineage)? {
+            salvage.member(lineage, &member, &mut found)?;
+        }
+        salvage.take(lineage, &found, durable_at_least)?;
+        Ok(salvage)
+    }
+
+    /// Applies what was found, up to a commit that never was durable and is not whole.
+    fn take(&mut self, lineage: Lineage, found: &[Record], durable: u64) -> Result<(), StateError> {
+        let durable = found.iter().map(|record| record.head.durable).max().unwrap_or(0).max(durable);
+        for record in found {
+            if record.head.seq > durable {
+                let segment = self.segments[record.slot as usize].clone();
+                let mut records = Records::new(&*segment, lineage);
+                for part in &record.parts {
+                    if !records.value_fits(part)? {
+                        return Ok(());
+                    }
+                }
+            }
+            self.seq = self.seq.max(record.head.seq);
+            record.parts.iter().for_each(|part| self.apply(record.slot, &record.head, part));
+        }
+        if durable > self.seq {
+            self.gap = self.gap.max(durable);
+        }
+        Ok(())
+    }
+
+    /// What is damaged, in the order in which it was found.
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
+    }
+
+    /// Number of the last commit that cannot be read; 0 if all can. Only what was written after it is known.
+    pub fn gap(&self) -> u64 {
+        self.gap
+    }
+
+    /// An object, compared with its checksum. `None` is certain.
+    ///
+    /// # Errors
+    /// [`StateError::Corrupt`]: it is damaged, or a commit that cannot be read may have changed it. [`StateError::Io`].
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+        self.get_in(Table::Objects, key)
+    }
+
+    fn get_in(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+        match self.tables[table.index()].get(key) {
+            Some(last) if last.seq > self.gap => {
+                last.item.as_ref().map(|item| load(self.segment(item), key, item)).transpose()
+            }
+            None if self.gap == 0 => Ok(None),
+            last => {
+                let item = last.and_then(|last| last.item);
+                let (segment, offset) = item.map_or((0, 0), |item| (self.segment(&item).id(), item.offset()));
+                let why = "a commit that cannot be read may have changed it";
+                Err(StateError::damage(segment, offset, Some(key), why))
+            }
+        }
+    }
+
+    /// The keys of objects that were found, in order; whether each can be read only [`Salvage::get`] tells.
+    pub fn keys(&self) -> impl Iterator<Item = (&[u8], KeyInfo)> {
+        let entries = self.tables[Table::Objects.index()].iter();
+        entries.filter_map(|(key, last)| Some((&**key, KeyInfo::of(last.item.as_ref()?))))
+    }
+
+    /// Copies everything that can be read, of all tables, into new segments, as [`crate::offline::Offline::copy_to`] does.
+    ///
+    /// # Errors
+    /// Those of writing, and of reading but damage, which is left out.
+    pub fn copy_to(&self, storage: &dyn Storage, options: &CopyOptions) -> Result<Copied, StateError> {
+        let mut copy = Copy::begin(storage, options, self.seq.max(self.gap), self.next_ordinal);
+        copy.copied.left_out.extend(self.damage.iter().cloned());
+        for table in Table::ALL {
+            for (key, last) in &self.tables[table.index()] {
+                let Some(item) = &last.item else { continue };
+                match self.get_in(table, key) {
+                    Ok(Some(value)) => copy.put(table, key, item, value)?,
+                    Ok(None) => {}
+                    Err(StateError::Corrupt(damage)) => copy.copied.left_out.push(*damage),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        copy.finish()
+    }
+
+    fn segment(&self, item: &Item) -> &dyn Segment {
+        &*self.segments[item.slot as usize]
+    }
+
+    fn note(&mut self, segment: u64, offset: u64, why: &'static str) {
+        self.damage.push(Damage { segment, offset, key: None, why });
+    }
+
+    /// The segments of the log in the order of their commits, as far as headers tell.
+    fn members(&mut self, lineage: Lineage) -> Result<Vec<Member>, StateError> {
+        let mut headed = Vec::new();
+        let mut headless = Vec::new();
+        for (slot, segment) in (0..).zip(self.segments.clone()) {
+            match read_header(&*segment)? {
+                Some(header) if header.lineage == lineage && header.id == segment.id() => {
+                    headed.push((slot, Headed { segment, header }));
+                }
+                Some(_) => {
+                    let why = "its header names another lineage or number";
+                    return Err(StateError::ForeignSegment { segment: segment.id(), why });
+                }
+                None => headless.push((slot, segment)),
+            }
+        }
+        headed.sort_by_key(|(_, one)| one.header.ordinal);
+        let newest = headed.last();
+        self.next_ordinal = newest.map_or(1, |(_, one)| one.header.ordinal + 2);
+        let listed = newest.map(|(_, one)| one.header.listed.clone()).unwrap_or_default();
+        let retired = newest.map_or(Ok(BTreeSet::new()), |(_, one)| retired_by(one))?;
+        let newest = newest.map(|(slot, one)| (*slot, one.header.clone()));
+        let mut members = Vec::new();
+        for listed in listed.into_iter().filter(|listed| !retired.contains(&listed.id)) {
+            let Some(slot) = self.segments.iter().position(|segment| segment.id() == listed.id) else {
+                self.note(listed.id, 0, "the segment is missing");
+                self.gap = self.gap.max(listed.last_seq);
+                continue;
+            };
+            let slot = u32::try_from(slot).unwrap_or(u32::MAX);
+            let header = headed.iter().find(|(at, _)| *at == slot).map(|(_, one)| &one.header);
+            if header.is_none() {
+                self.note(listed.id, 0, "the header does not fit its checksum");
+            }
+            members.push(Member { slot, cursor: header.map(first), listed: Some(listed) });
+        }
+        members.extend(newest.map(|(slot, header)| Member {
+            slot,
+            cursor: Some(first(&header)),
+            listed: None,
+        }));
+        // A segment without a readable header that nobody lists may be the newest of all.
+        for (slot, segment) in headless {
+            let known = members.iter().any(|member| member.slot == slot);
+            if !known && Records::new(&*segment, lineage).scan(0)?.is_some() {
+                self.note(segment.id(), 0, "the header does not fit its checksum");
+                members.push(Member { slot, cursor: None, listed: None });
+            }
+        }
+        Ok(members)
+    }
+
+    fn member(&mut self, lineage: Lineage, member: &Member, all: &mut Vec<Record>) -> Result<(), StateError> {
+        let segment = self.segments[member.slot as usize].clone();
+        let mut records = Records::new(&*segment, lineage);
+        let end = member.listed.map_or(segment.capacity(), |listed| listed.end);
+        let last = all.last().map_or(0, |record| record.head.seq);
+        let base = member.listed.map_or(last, |listed| listed.base_seq);
+        let mut cursor = member.cursor;
+        let mut expected = cursor.map_or(base, |cursor| cursor.seq) + 1;
+        while let Some((at, head, parts)) = self.one(&mut records, cursor, end)? {
+            if head.seq > expected {
+                self.gap = self.gap.max(head.seq - 1);
+            }
+            expected = head.seq + 1;
+            all.push(Record { slot: member.slot, head, parts });
+            cursor = Some(Cursor { at: at + head.len, seq: head.seq, chain: head.crc });
+        }
+        if let Some(listed) = member.listed.filter(|listed| listed.last_seq >= expected) {
+            self.gap = self.gap.max(listed.last_seq);
+        }
+        Ok(())
+    }
+
+    /// The next record from `cursor` on, and where it is: the one that follows, the same repaired, or the next that is whole.
+    fn one(
+        &mut self,
+        records: &mut Records<'_>,
+        cursor: Option<Cursor>,
+        end: u64,
+    ) -> Result<Option<(u64, RecordHead, Vec<Found>)>, StateError> {
+        let id = records.segment.id();
+        let mut from = 0;
+        if let Some(cursor) = cursor {
+            if cursor.at >= end {
+                return Ok(None);
+            }
+            match records.next(&cursor) {
+                Ok(head) => return Ok(Some((cursor.at, head, records.parts(cursor.at, &head)?))),
+                Err(Stop::Fatal(error)) => return Err(error),
+                Err(Stop::Broken(_)) => {}
+            }
+            if let Some((head, parts)) = records.repaired(&cursor)? {
+                self.note(id, cursor.at, "a bit of a record was flipped; it was put back");
+                return Ok(Some((cursor.at, head, parts)));
+            }
+            from = cursor.at;
+        }
+        let Some((at, head)) = records.scan(from)?.filter(|(at, _)| *at < end) else {
+            // Blank, torn and never durable, or damaged: the watermarks of what was found decide.
+            return Ok(None);
+        };
+        if cursor.is_some() {
+            self.note(id, from, "a record cannot be read");
+        }
+        Ok(Some((at, head, records.parts(at, &head)?)))
+    }
+
+    fn apply(&mut self, slot: u32, head: &RecordHead, part: &Found) {
+        let (table, sets) = match part.head.kind.effect() {
+            Effect::Set(table) => (table, true),
+            Effect::Remove(table) => (table, false),
+            Effect::Log => return,
+        };
+        let or = |own: u64, record: u64| if own == 0 { record } else { own };
+        let item = sets.then(|| Item {
+            slot,
+            at: Item::position(part.value_at),
+            cell: 0,
+            unread: true,
+            len: part.head.value_len,
+            version: or(part.head.version, head.seq),
+            fingerprint: part.head.fingerprint,
+            time_ms: or(part.head.time_ms, head.time_ms),
+            value_crc: part.head.value_crc,
+        });
+        let last = Last { seq: head.seq, item };
+        let place = self.tables[table.index()].entry(part.key.clone()).or_insert(last);
+        if place.seq <= head.seq {
+            *place = last;
+        }
+    }
+}
+
+fn first(header: &Header) -> Cursor {
+    Cursor { at: header.len(), seq: header.base_seq, chain: header.base_chain }
+}
+
+fn read_header(segment: &dyn Segment) -> Result<Option<Header>, StateError> {
+    let io = || StateError::io(crate::Operation::Read, segment.id());
+    let mut peek = [0; PEEK_LEN];
+    if segment.capacity() < PEEK_LEN as u64 {
+        return Ok(None);
+    }
+    segment.read_at(&mut peek, 0).map_err(io())?;
+    let HeaderPeek::Header(len) = Header::peek(&peek) else { return Ok(None) };
+    if len as u64 > segment.capacity() {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; len];
+    segment.read_at(&mut bytes, 0).map_err(io())?;
+    Ok(Header::decode(&bytes))
+}
+
+/// Segments that records of the newest one retire.
+fn retired_by(newest: &Headed) -> Result<BTreeSet<u64>, StateError> {
+    let mut retired = BTreeSet::new();
+    let mut records = Records::new(&*newest.segment, newest.header.lineage);
+    let mut at = newest.header.len();
+    while let Some((found, head)) = records.scan(at)? {
+        for part in records.parts(found, &head)? {
+            if part.head.kind == PartKind::SegmentRetired {
+                retired.extend(retired_id(&part));
+            }
+        }
+        at = found + head.len;
+    }
+    Ok(retired)
+}

@@ -1,0 +1,138 @@
+//! Every interleaving of the two places where threads meet, within loom's bounds: the index is published and old ones are freed
+//! (`publish.rs`), and syncs are shared (`group.rs`). Both files are included as they are, with loom's types for the standard ones.
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub, missing_debug_implementations, reason = "tests")]
+
+mod sync {
+    pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+    pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
+}
+
+#[path = "../src/group.rs"]
+mod group;
+#[path = "../src/publish.rs"]
+mod publish;
+
+use group::{Group, Role};
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use publish::Published;
+
+/// Three preemptions find what these protocols could get wrong, and keep the run short.
+fn model(run: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(run);
+}
+
+/// Two numbers that are always equal, and how many of these pairs are alive.
+struct Pair {
+    one: usize,
+    two: usize,
+    alive: Arc<AtomicUsize>,
+}
+
+impl Clone for Pair {
+    fn clone(&self) -> Pair {
+        self.alive.fetch_add(1, Ordering::SeqCst);
+        Pair { one: self.one, two: self.two, alive: self.alive.clone() }
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        self.alive.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn step(pair: &mut Pair) {
+    pair.one += 1;
+    loom::thread::yield_now();
+    pair.two += 1;
+}
+
+#[test]
+fn a_reader_sees_whole_changes_and_nothing_is_kept() {
+    model(|| {
+        let alive = Arc::new(AtomicUsize::new(1));
+        let published = Arc::new(Published::new(Pair { one: 0, two: 0, alive: alive.clone() }));
+        let reader = {
+            let published = published.clone();
+            loom::thread::spawn(move || {
+                let first = published.snapshot();
+                assert_eq!(first.one, first.two);
+                let seen = first.one;
+                let second = published.snapshot();
+                assert_eq!(second.one, second.two);
+                assert!(second.one >= seen, "time went backwards");
+                assert_eq!((first.one, first.two), (seen, seen), "a snapshot changed");
+            })
+        };
+        published.change(step);
+        published.change_aside(step);
+        reader.join().unwrap();
+        assert_eq!(published.snapshot().one, 2);
+        assert_eq!(alive.load(Ordering::SeqCst), 1, "an old value was kept");
+    });
+}
+
+struct Disk {
+    written: AtomicU64,
+    synced: AtomicU64,
+    syncing: AtomicUsize,
+}
+
+/// A committer as the engine has them: writes its record, then waits for it to be durable.
+fn commit(group: &Group<()>, disk: &Disk) {
+    let seq = disk.written.fetch_add(1, Ordering::SeqCst) + 1;
+    while let Role::Lead = group.join(seq).unwrap() {
+        assert_eq!(disk.syncing.fetch_add(1, Ordering::SeqCst), 0, "two syncs in flight");
+        let target = disk.written.load(Ordering::SeqCst);
+        loom::thread::yield_now();
+        disk.synced.fetch_max(target, Ordering::SeqCst);
+        disk.syncing.fetch_sub(1, Ordering::SeqCst);
+        group.finish(Ok(target));
+    }
+    assert!(disk.synced.load(Ordering::SeqCst) >= seq, "reported before it was durable");
+}
+
+#[test]
+fn nobody_is_told_before_the_sync_that_covers_it() {
+    model(|| {
+        let group = Arc::new(Group::new(0));
+        let disk = Arc::new(Disk {
+            written: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
+            syncing: AtomicUsize::new(0),
+        });
+        let others: Vec<_> = (0..2)
+            .map(|_| {
+                let (group, disk) = (group.clone(), disk.clone());
+                loom::thread::spawn(move || commit(&group, &disk))
+            })
+            .collect();
+        commit(&group, &disk);
+        others.into_iter().for_each(|other| other.join().unwrap());
+    });
+}
+
+#[test]
+fn an_error_reaches_everybody_and_nobody_tries_again() {
+    model(|| {
+        let group = Arc::new(Group::<u8>::new(0));
+        let led = Arc::new(AtomicUsize::new(0));
+        let wait = |group: &Group<u8>, led: &AtomicUsize| match group.join(1) {
+            Ok(Role::Lead) => {
+                assert_eq!(led.fetch_add(1, Ordering::SeqCst), 0, "tried again");
+                group.finish(Err(5));
+            }
+            Ok(Role::Done) => panic!("durable after an error"),
+            Err(error) => assert_eq!(error, 5),
+        };
+        let other = {
+            let (group, led) = (group.clone(), led.clone());
+            loom::thread::spawn(move || wait(&group, &led))
+        };
+        wait(&group, &led);
+        other.join().unwrap();
+    });
+}
