@@ -1,0 +1,272 @@
+//! The command line: what can be typed, and the one place where flags and `DENIZEN_*` variables are named.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+const AFTER_HELP: &str = "\
+Begin with `denizen demo` (in a checkout), or `denizen new hello && cd hello && denizen dev`.
+
+Answers go to stdout, everything else to stderr. Exit status: 0 done, 1 the function failed,
+2 the request is wrong, 3 the host failed.";
+
+/// Stateful functions in processes of their own.
+#[derive(Debug, Parser)]
+#[command(name = "denizen", version, after_help = AFTER_HELP)]
+#[command(max_term_width = 100, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) everywhere: Everywhere,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Everywhere {
+    /// The node's directory [default: .denizen here, or the nearest upwards]
+    #[arg(long, value_name = "DIR", env = "DENIZEN_DIR", hide_env_values = true, global = true)]
+    #[arg(display_order = 900)]
+    pub(crate) dir: Option<PathBuf>,
+    /// Answer in JSON
+    #[arg(long, global = true, display_order = 901)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a node, build and deploy, rebuild on every change
+    Dev(Dev),
+    /// Make a package with a first stateful function
+    New(New),
+    /// Show the whole of it: a node, a deployed example, a call, its answer
+    Demo(Demo),
+    /// Tell whether this machine can run Denizen, and how well isolated
+    Doctor,
+    /// Call a function
+    Invoke(Invoke),
+    /// List processes
+    Ps(Ps),
+    /// Show what functions print
+    Logs(Logs),
+    /// Build, deploy and look into images
+    #[command(subcommand)]
+    Image(Image),
+    /// Move a process's state out to the swap store, or back in
+    #[command(subcommand)]
+    Swap(Swap),
+    /// Delete processes and their state, for good
+    Rm(Rm),
+    /// Print a completion script for a shell
+    Completions(Completions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Dev {
+    /// What to build and deploy: package directories or names of examples [default: the package here, or all examples]
+    #[arg(value_name = "PACKAGE")]
+    pub(crate) packages: Vec<PathBuf>,
+    /// Address to serve on [default: 127.0.0.1:7070]
+    #[arg(long, value_name = "ADDR", env = "DENIZEN_HTTP", hide_env_values = true)]
+    pub(crate) http: Option<String>,
+    /// Executor threads [default: one per core, at most 4]
+    #[arg(long, value_name = "N", env = "DENIZEN_EXECUTORS", hide_env_values = true)]
+    pub(crate) executors: Option<usize>,
+    /// Sandboxes that wait ready for a process [default: 2]
+    #[arg(long, value_name = "N", env = "DENIZEN_POOL", hide_env_values = true)]
+    pub(crate) pool: Option<usize>,
+    /// Swap a process out after this long without a call: 500ms, 30s, 5m [default: its image's own]
+    #[arg(long, value_name = "TIME", env = "DENIZEN_IDLE", hide_env_values = true)]
+    #[arg(value_parser = crate::units::parse_duration)]
+    pub(crate) idle: Option<std::time::Duration>,
+    /// Refuse to start where a layer of isolation is missing
+    #[arg(long, env = "DENIZEN_REQUIRE_ISOLATION", hide_env_values = true)]
+    #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(crate) require_isolation: Option<bool>,
+    /// Build with the release profile
+    #[arg(long, env = "DENIZEN_RELEASE", hide_env_values = true)]
+    #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(crate) release: Option<bool>,
+    /// Do not rebuild when a source changes
+    #[arg(long, env = "DENIZEN_NO_WATCH", hide_env_values = true)]
+    #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(crate) no_watch: Option<bool>,
+    /// A host name under which requests may reach this node; may be given again
+    #[arg(long = "allow-host", value_name = "HOST", env = "DENIZEN_ALLOW_HOST", hide_env_values = true)]
+    #[arg(value_delimiter = ',')]
+    pub(crate) allow_hosts: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct New {
+    /// Name of the package, of its directory and of the application
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Keep the node's directory, and say where it is
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Invoke {
+    /// app/process, or an application alone for any process of it
+    #[arg(value_name = "APP/PROCESS")]
+    pub(crate) target: String,
+    /// The function
+    pub(crate) function: String,
+    /// The input: text as it stands, @FILE, or - for stdin [default: empty]
+    #[arg(value_name = "DATA", allow_hyphen_values = true)]
+    pub(crate) data: Option<String>,
+    /// Content type of the input [default: guessed]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) content_type: Option<String>,
+    /// Give up after this long: 500ms, 30s, 5m [default: the image's own]
+    #[arg(long, value_name = "TIME", value_parser = crate::units::parse_duration)]
+    pub(crate) deadline: Option<std::time::Duration>,
+    /// Whether to create the process if it does not exist [default: the image decides]
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) create: Option<Create>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Create {
+    /// Fail if the process does not exist
+    Never,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ps {
+    /// Only this application
+    pub(crate) app: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// Only this application, or only this process of it
+    #[arg(value_name = "APP[/PROCESS]")]
+    pub(crate) target: Option<String>,
+    /// Stay, and show lines as they are written
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// At most so many of the lines that are there already
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) tail: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Make an image of a cargo package or of a plugin (.so)
+    Build(ImageBuild),
+    /// Make an image the one that an application uses
+    Deploy(ImageDeploy),
+    /// List the node's images
+    Ls,
+    /// Show what is in an image
+    Inspect(ImageInspect),
+    /// Check every byte of an image against its digest
+    Verify(ImageVerify),
+}
+
+/// Where an image comes from.
+#[derive(Debug, Args)]
+pub(crate) struct ImageSource {
+    /// A package directory, an archive (.dzi), or a plugin (.so)
+    #[arg(value_name = "PACKAGE", default_value = ".")]
+    pub(crate) path: PathBuf,
+    /// Build with the dev profile: quicker to build, slower to run
+    #[arg(long)]
+    pub(crate) debug: bool,
+    /// Take a ready plugin (.so) in place of a package
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["path", "debug"])]
+    pub(crate) plugin: Option<PathBuf>,
+    /// The manifest of a plugin [default: denizen.toml beside it, if there]
+    #[arg(long, value_name = "FILE", requires = "plugin")]
+    pub(crate) manifest: Option<PathBuf>,
+    /// The name of a plugin that has no manifest [default: its file name]
+    #[arg(long, value_name = "NAME", requires = "plugin", conflicts_with = "manifest")]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageBuild {
+    #[command(flatten)]
+    pub(crate) source: ImageSource,
+    /// Where to write the archive [default: NAME.dzi]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageDeploy {
+    #[command(flatten)]
+    pub(crate) source: ImageSource,
+    /// The application [default: the image's name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) app: Option<String>,
+    /// Accept changed state layouts: records of the old layout answer `state-type-changed` until they are overwritten
+    #[arg(long, value_name = "HOW")]
+    pub(crate) layout: Option<Layout>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Layout {
+    /// Put the new layouts in the place of the old ones
+    Replace,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageInspect {
+    /// An archive (.dzi), an image id (or its beginning), or an application
+    pub(crate) image: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageVerify {
+    /// Archives (.dzi) or image ids (or their beginnings) [default: all of the node's images]
+    pub(crate) images: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Swap {
+    /// Move the state to the swap store and free the sandbox
+    Out(SwapTarget),
+    /// Bring it back
+    In(SwapTarget),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SwapTarget {
+    /// The process
+    #[arg(value_name = "APP/PROCESS")]
+    pub(crate) target: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rm {
+    /// The processes
+    #[arg(value_name = "APP/PROCESS", required = true)]
+    pub(crate) targets: Vec<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    pub(crate) shell: Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        super::Cli::command().debug_assert();
+    }
+}

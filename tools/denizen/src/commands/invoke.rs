@@ -1,0 +1,233 @@
+//! `denizen invoke`: one call, its reply on stdout as the function wrote it.
+
+use std::{
+    fs::File,
+    io::{self, IsTerminal as _, Read},
+    path::Path,
+    time::Instant,
+};
+
+use denizen_client::{Call, Input, Reply, ReplyHead};
+use serde_json::{Value, json};
+
+use super::node;
+use crate::{
+    cli::{self, Everywhere},
+    failure::Failure,
+    target::Target,
+    terminal::Terminal,
+    units,
+};
+
+pub(crate) fn run(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::Invoke) -> Result<(), Failure> {
+    let target = Target::parse(&typed.target)?;
+    let node = node(everywhere)?;
+    let mut data = Data::open(typed.data.as_deref())?;
+    let guess = data.content_type();
+    let call = Call {
+        app: &target.app,
+        process: target.process.as_deref(),
+        function: &typed.function,
+        content_type: typed.content_type.as_deref().or(guess),
+        deadline: typed.deadline,
+        never_create: typed.create == Some(cli::Create::Never),
+    };
+    let started = Instant::now();
+    let reply = node.call(&call, data.input())?;
+    if terminal.json {
+        return show_as_json(terminal, reply);
+    }
+    let head = reply.head.clone();
+    show(terminal, reply)?;
+    remark(terminal, &target, &head, started);
+    Ok(())
+}
+
+/// The input, wherever it is.
+enum Data {
+    Text(Vec<u8>),
+    File { file: File, len_bytes: Option<u64>, content_type: Option<&'static str> },
+    Stdin(io::Stdin),
+}
+
+impl Data {
+    fn open(typed: Option<&str>) -> Result<Data, Failure> {
+        match typed {
+            None => Ok(Data::Text(Vec::new())),
+            Some("-") => Ok(Data::Stdin(io::stdin())),
+            Some(text) => match text.strip_prefix('@') {
+                Some(path) => Data::open_file(Path::new(path)),
+                None => Ok(Data::Text(text.as_bytes().to_vec())),
+            },
+        }
+    }
+
+    fn open_file(path: &Path) -> Result<Data, Failure> {
+        let opened = File::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata)));
+        let (file, metadata) = opened.map_err(|error| {
+            Failure::usage(format!("the input {} cannot be read", path.display()))
+                .because(&error)
+                .remedy("name a file after @, or - for stdin")
+        })?;
+        if metadata.is_dir() {
+            return Err(Failure::usage(format!("the input {} is a directory", path.display()))
+                .remedy("name a file after @"));
+        }
+        let len_bytes = metadata.is_file().then_some(metadata.len());
+        Ok(Data::File { file, len_bytes, content_type: content_type_of(path) })
+    }
+
+    fn content_type(&self) -> Option<&'static str> {
+        match self {
+            Data::Text(text) if text.is_empty() => None,
+            Data::Text(text) if is_json(text) => Some("application/json"),
+            Data::Text(_) => Some("text/plain; charset=utf-8"),
+            Data::File { content_type, .. } => *content_type,
+            Data::Stdin(_) => None,
+        }
+    }
+
+    fn input(&mut self) -> Input<'_> {
+        match self {
+            Data::Text(text) => Input::Bytes(text),
+            Data::File { file, len_bytes, .. } => Input::Stream { reader: file, len_bytes: *len_bytes },
+            Data::Stdin(stdin) => Input::Stream { reader: stdin, len_bytes: None },
+        }
+    }
+}
+
+fn is_json(text: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok()
+}
+
+fn content_type_of(path: &Path) -> Option<&'static str> {
+    let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+    Some(match extension.as_str() {
+        "json" => "application/json",
+        "txt" | "md" => "text/plain; charset=utf-8",
+        "png" => "image/png",
+        "jpg" | "jpeg" => "image/jpeg",
+        "gif" => "image/gif",
+        "webp" => "image/webp",
+        "pdf" => "application/pdf",
+        _ => return None,
+    })
+}
+
+/// Passes the reply on as it arrives.
+fn show(terminal: &Terminal, mut reply: Reply) -> Result<(), Failure> {
+    let readable = is_readable(reply.head.content_type.as_deref());
+    let mut buf = vec![0; 64 << 10];
+    let mut last = b'\n';
+    let mut total = 0_u64;
+    loop {
+        let n = match reply.read(&mut buf) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(broke_off(&reply.head, total, &error)),
+        };
+        let bytes = &buf[..n];
+        if terminal.is_watched() && !readable && looks_binary(bytes) {
+            let kind = reply.head.content_type.as_deref().unwrap_or("binary");
+            return Err(Failure::usage(format!("the reply is {kind}, which a terminal cannot show"))
+                .remedy("send it to a file: add `> FILE`, or use --json"));
+        }
+        terminal.raw(bytes)?;
+        total += n as u64;
+        last = bytes[n - 1];
+    }
+    if last != b'\n' && io::stdout().is_terminal() { terminal.raw(b"\n") } else { Ok(()) }
+}
+
+/// The head has said "success", so the function failed, or the node went, in mid-reply.
+fn broke_off(head: &ReplyHead, after_bytes: u64, error: &io::Error) -> Failure {
+    let name = head.process.as_deref().unwrap_or_default();
+    Failure::function(format!("the reply broke off after {}", units::bytes(after_bytes)))
+        .because(error)
+        .remedy(format!("see why with `denizen logs`; the process is {name}"))
+}
+
+fn is_readable(content_type: Option<&str>) -> bool {
+    content_type
+        .is_some_and(|kind| kind.starts_with("text/") || kind.contains("json") || kind.contains("xml"))
+}
+
+fn looks_binary(bytes: &[u8]) -> bool {
+    bytes.iter().take(1024).any(|&byte| byte < b' ' && !matches!(byte, b'\n' | b'\r' | b'\t' | 0x1b))
+}
+
+/// Who answered, for whoever watches; and for everybody when the node chose the process.
+fn remark(terminal: &Terminal, target: &Target, head: &ReplyHead, started: Instant) {
+    if target.process.is_some() && !io::stderr().is_terminal() {
+        return;
+    }
+    let process = head.process.as_deref().unwrap_or("?");
+    let mut parts = vec![format!("{}/{process}", target.app)];
+    parts.extend(head.commit.map(|commit| format!("commit {commit}")));
+    parts.extend(head.durability.as_ref().map(|durability| format!("survives the {}", survives(durability))));
+    parts.push(units::duration(started.elapsed()));
+    terminal.say(terminal.err.dim(&parts.join(" · ")));
+}
+
+fn survives(durability: &str) -> &str {
+    match durability {
+        "process" => "sandbox and the agent",
+        "node" => "node",
+        other => other,
+    }
+}
+
+fn show_as_json(terminal: &Terminal, mut reply: Reply) -> Result<(), Failure> {
+    let mut bytes = Vec::new();
+    let read = reply.read_to_end(&mut bytes);
+    let head = &reply.head;
+    read.map_err(|error| broke_off(head, bytes.len() as u64, &error))?;
+    let mut document = json!({
+        "process": head.process, "invocation": head.invocation, "durability": head.durability,
+        "commit": head.commit, "epoch": head.epoch, "content_type": head.content_type,
+    });
+    match serde_json::from_slice::<Value>(&bytes) {
+        Ok(value) => document["reply"] = value,
+        Err(_) => match String::from_utf8(bytes) {
+            Ok(text) => document["reply"] = Value::String(text),
+            Err(not_text) => document["reply_base64"] = Value::String(base64(not_text.as_bytes())),
+        },
+    }
+    terminal.document(&document)
+}
+
+/// RFC 4648, section 4.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let word =
+            group.iter().fold(0_u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - group.len()));
+        for digit in 0..4 {
+            let six = (word >> (18 - 6 * digit)) & 63;
+            text.push(if digit <= group.len() { char::from(DIGITS[six as usize]) } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{base64, is_json, looks_binary};
+
+    #[test]
+    fn rfc_4648_test_vectors() {
+        for (text, encoded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(base64(text.as_bytes()), encoded);
+        }
+    }
+
+    #[test]
+    fn guesses() {
+        assert!(is_json(b"{\"by\":2}") && is_json(b"2") && !is_json(b"two words"));
+        assert!(looks_binary(b"\x89PNG\r\n\x1a\n") && !looks_binary("häuser\n".as_bytes()));
+    }
+}

@@ -1,0 +1,300 @@
+//! A plugin that means harm, and callers who do. Each test shows what comes of it, and that another process works meanwhile or
+//! afterwards. The plugin is `hostile.c`: what it does, any tenant's native code can do.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use crate::node::{DENIZEN, Node, Start, compile_c, scratch, text};
+
+/// Its quota is 1 MiB, which lets its file be 262 MiB long, and its deadline 2 seconds.
+const MANIFEST: &str = "name = \"hostile\"\n[limits]\nstate = \"1MiB\"\ndeadline = \"2s\"\n";
+
+fn image() -> &'static Path {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let plugin = compile_c("hostile", include_str!("hostile.c"), &["-Wno-unused-result", "-pthread"]);
+        let (manifest, archive) = (scratch().join("hostile.toml"), scratch().join("hostile.dzi"));
+        std::fs::write(&manifest, MANIFEST).unwrap();
+        let built = Command::new(DENIZEN)
+            .args(["image", "build", "-o"])
+            .arg(&archive)
+            .arg("--plugin")
+            .arg(plugin)
+            .arg("--manifest")
+            .arg(manifest)
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{}", text(&built));
+        archive
+    })
+}
+
+/// A node with the hostile plugin, whose process `victim` has counted to 1.
+fn node() -> Node {
+    let node = Start::new().node();
+    node.deploy(image());
+    assert_eq!(node.call("hostile", "victim", "count", b"").body(), "1");
+    node
+}
+
+fn assert_still_counts(node: &Node, before: &str) {
+    let after = node.call("hostile", "victim", "count", b"");
+    assert_eq!((after.status, after.body().as_str()), (200, "2"), "after {before}: {}", node.said());
+    node.assert_others_work("hostile");
+}
+
+/// A frame of a runner: its kind, flags, id, `a`, `c` and payload.
+fn frame(kind: u8, end: u8, id: u64, a: u32, c: u64, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap();
+    let mut frame = length.to_le_bytes().to_vec();
+    frame.extend([kind, end, 0, 0]);
+    frame.extend(id.to_le_bytes());
+    frame.extend(a.to_le_bytes());
+    frame.extend([0; 4]);
+    frame.extend(c.to_le_bytes());
+    frame.extend(payload);
+    frame
+}
+
+const CREDIT: u8 = 6;
+const READY: u8 = 32;
+const REPLY: u8 = 34;
+const REPLY_DATA: u8 = 35;
+const FAIL: u8 = 36;
+const LOG_LINE: u8 = 37;
+const DRAINED: u8 = 38;
+
+/// Calls `frames` with these bytes, as the second call of a new sandbox.
+fn send_to_agent(bytes: &[u8]) -> (Node, serde_json::Value) {
+    let node = node();
+    let reply = node.call("hostile", "victim", "frames", bytes);
+    let problem = reply.problem(500, "sandbox-misbehaved", "function");
+    assert_still_counts(&node, &problem.to_string());
+    (node, problem)
+}
+
+#[test]
+fn bytes_that_are_no_frame_end_the_sandbox() {
+    send_to_agent(&[0xff; 100]);
+}
+
+#[test]
+fn a_frame_of_any_length_is_not_waited_for() {
+    let mut endless = frame(REPLY, 1, 2, 0, 1, b"\0\0");
+    endless[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+    let (_, problem) = send_to_agent(&endless);
+    assert!(problem["detail"].as_str().unwrap().contains("4294967295"), "{problem}");
+}
+
+#[test]
+fn replies_to_calls_that_are_not_end_the_sandbox() {
+    send_to_agent(&frame(REPLY, 1, 999, 0, 1, b"\0\0"));
+    send_to_agent(&frame(REPLY, 1, 1, 0, 1, b"\0\0"));
+    send_to_agent(&frame(LOG_LINE, 0, 999, 0, 0, b"who says that"));
+}
+
+#[test]
+fn a_commit_that_goes_back_ends_the_sandbox() {
+    send_to_agent(&frame(REPLY, 1, 2, 0, 0, b"\0\0"));
+}
+
+#[test]
+fn a_header_in_a_content_type_ends_the_sandbox() {
+    let injected = b"text/a\r\nSet-Cookie: b";
+    let payload = [&u16::try_from(injected.len()).unwrap().to_le_bytes()[..], injected].concat();
+    send_to_agent(&frame(REPLY, 1, 2, 0, 1, &payload));
+}
+
+#[test]
+fn credit_that_was_never_lent_ends_the_sandbox() {
+    send_to_agent(&frame(CREDIT, 0, 2, u32::MAX, 0, b""));
+}
+
+#[test]
+fn a_second_declaration_ends_the_sandbox() {
+    let other =
+        br#"{"abi_version":1,"functions":[],"types":[],"state":{"commit":0,"live_bytes":0,"keys":0}}"#;
+    send_to_agent(&frame(READY, 0, 0, 0, 0, other));
+}
+
+#[test]
+fn a_document_of_brackets_ends_the_sandbox() {
+    let brackets = "[".repeat(100_000);
+    let deep =
+        format!(r#"{{"kind":"failed","message":"","started":true,"committed":false,"detail":{brackets}"#);
+    // Its own limit in the frame is no protection: it is parsed.
+    send_to_agent(&frame(FAIL, 0, 2, 0, 1, deep.as_bytes()));
+}
+
+#[test]
+fn a_sandbox_that_claims_to_drain_is_not_asked_again_and_again() {
+    let refusal = br#"{"kind":"draining","message":"","started":false,"committed":false}"#;
+    let (_, problem) = send_to_agent(&frame(FAIL, 0, 2, 0, 1, refusal));
+    assert!(problem["detail"].as_str().unwrap().contains("not asked to drain"), "{problem}");
+    // An end that looks orderly would not count as a crash, and a process that ends at once could be started for ever.
+    let (node, problem) = send_to_agent(&frame(DRAINED, 0, 0, 0, 1, b""));
+    assert!(problem["detail"].as_str().unwrap().contains("not asked"), "{problem}");
+    assert_eq!(node.process("hostile", "victim")["epoch"], 2, "one new sandbox, for the call after");
+}
+
+#[test]
+fn a_caller_whose_reply_begins_twice_is_not_left_waiting() {
+    let node = node();
+    // The runner's own reply is the second.
+    let bytes = [frame(REPLY, 0, 2, 0, 1, b"\0\0"), frame(REPLY_DATA, 0, 2, 0, 0, b"some")].concat();
+    let mut stream = request(&node, "victim", "frames", &format!("Content-Length: {}\r\n", bytes.len()));
+    stream.write_all(&bytes).unwrap();
+    let answer = read_all(stream);
+    // Whether the first was on its way when the second came is a race.
+    assert!(!answer.ends_with("0\r\n\r\n"), "a body that was broken off looks whole: {answer}");
+    assert_still_counts(&node, "a second reply");
+}
+
+#[test]
+fn a_state_file_cannot_take_the_disk() {
+    let node = node();
+    assert_eq!(node.call("hostile", "victim", "grow", b"").body(), "1 -1 -1 -1");
+    let state = node.dir().join("state/hostile/victim.state");
+    let about = std::fs::metadata(&state).unwrap();
+    let blocks_bytes = std::os::unix::fs::MetadataExt::blocks(&about) * 512;
+    assert!(about.len() < 16 << 20 && blocks_bytes < 16 << 20, "{} long, {blocks_bytes} bytes", about.len());
+    assert_still_counts(&node, "taking the disk");
+}
+
+#[test]
+fn a_state_file_as_long_as_it_can_be_is_soon_swapped_out() {
+    let node = node();
+    let length: u64 = node.call("hostile", "victim", "stretch", b"").body().parse().unwrap();
+    assert!(length < 1 << 30, "it is {length} bytes long, on a quota of 1 MiB");
+    let begun = Instant::now();
+    let swapped = node.control("POST", "/v1/apps/hostile/processes/victim/swap-out");
+    assert_eq!(swapped.status, 200, "{}", swapped.body());
+    assert!(begun.elapsed() < Duration::from_secs(20), "others waited for it: {:?}", begun.elapsed());
+    assert_still_counts(&node, "stretching its file");
+}
+
+#[test]
+fn state_that_was_overwritten_is_corrupt_and_nothing_else_is() {
+    for (offset, damage) in
+        [(0_u64, &[0xff_u8; 4096][..]), (4096, &[0xff; 4096]), (4100, b"\xff\xff\xff\xff\xff")]
+    {
+        let node = node();
+        let input = [&offset.to_le_bytes()[..], damage].concat();
+        assert_eq!(node.call("hostile", "victim", "overwrite", &input).status, 200);
+        let swapped = node.control("POST", "/v1/apps/hostile/processes/victim/swap-out");
+        // What has become of the only commit is damage, or a tail that was cut: both only hurt the process itself.
+        assert!(matches!(swapped.status, 200 | 500), "{}", swapped.body());
+        node.assert_others_work("hostile");
+        assert_eq!(node.control("DELETE", "/v1/apps/hostile/processes/victim").status, 204);
+        assert_eq!(node.call("hostile", "victim", "count", b"").body(), "1", "its successor starts anew");
+    }
+}
+
+#[test]
+fn a_sandbox_that_leaves_the_agent_does_not_go_on() {
+    let node = node();
+    let pid = node.process("hostile", "victim")["pid"].as_u64().unwrap();
+    let reply = node.call("hostile", "victim", "leave", b"");
+    assert_eq!(reply.json()["blame"], "function", "{}", reply.body());
+    assert!(!crate::node::is_alive(pid), "it lives on without its agent");
+    assert_still_counts(&node, "leaving");
+}
+
+#[test]
+fn a_sandbox_cannot_stop_itself() {
+    let node = node();
+    assert_eq!(node.call("hostile", "victim", "stop", b"").body(), "goes on");
+    assert_still_counts(&node, "stopping");
+}
+
+/// Half of the calls of other processes take less than this while one floods; without turns it is the better part of a second.
+const UNHURRIED: Duration = Duration::from_millis(200);
+
+fn others_are_served_beside(flood: &str) {
+    let node = Start::new().args(&["--executors", "1"]).node();
+    node.deploy(image());
+    node.assert_others_work("hostile");
+    assert_eq!(node.call("hostile", "victim", flood, b"").status, 200);
+    let mut times: Vec<Duration> = (0..15)
+        .map(|_| {
+            let begun = Instant::now();
+            node.assert_others_work("hostile");
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    assert!(times[7] < UNHURRIED, "calls beside a flood of {flood}: {times:?}");
+}
+
+#[test]
+fn a_flood_of_printed_lines_holds_nobody_up() {
+    others_are_served_beside("newlines");
+}
+
+#[test]
+fn a_flood_of_log_lines_holds_nobody_up() {
+    others_are_served_beside("log-lines");
+}
+
+#[test]
+fn a_flood_of_credit_holds_nobody_up() {
+    others_are_served_beside("credits");
+}
+
+#[test]
+fn a_functions_words_do_not_steer_a_terminal() {
+    let node = node();
+    let output = node.denizen(&["invoke", "hostile/victim", "escape"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("all is well"), "{said:?}");
+    assert!(said.chars().all(|c| c == '\n' || !c.is_control()), "{said:?}");
+}
+
+/// The head of a call; `more` is header lines.
+fn request(node: &Node, process: &str, function: &str, more: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(node.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let path = format!("/v1/apps/hostile/processes/{process}/functions/{function}");
+    let head = format!("POST {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{more}\r\n", node.address());
+    stream.write_all(head.as_bytes()).unwrap();
+    stream
+}
+
+/// What comes until the end of the connection, or its reset.
+fn read_all(mut stream: TcpStream) -> String {
+    let mut all = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut all) {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "after {} bytes", all.len());
+    }
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+#[test]
+fn a_caller_who_never_sends_the_body_is_answered_at_the_deadline() {
+    let node = node();
+    for begun in ["", "1"] {
+        let mut stream = request(&node, "victim", "count", "Content-Length: 5\r\n");
+        stream.write_all(begun.as_bytes()).unwrap();
+        let answer = read_all(stream);
+        assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("did not arrive"), "{answer}");
+    }
+    assert_still_counts(&node, "waiting for a body");
+}
+
+#[test]
+fn a_node_with_few_descriptors_says_what_lacks_and_goes_on() {
+    let node = Start::new().by(&["prlimit", "--nofile=96"], Path::new(DENIZEN)).node();
+    node.deploy(image());
+    node.assert_others_work("hostile");
+    let crowd: Vec<_> = (0..200).filter_map(|_| TcpStream::connect(node.address()).ok()).collect();
+    drop(crowd);
+    node.assert_others_work("hostile");
+    let call = |number| node.call("hostile", &format!("p{number}"), "count", b"").body();
+    let replies: Vec<_> = (0..40).map(call).collect();
+    assert!(replies[39].contains("Too many open files"), "{}", replies[39]);
+    node.assert_others_work("hostile");
+}
