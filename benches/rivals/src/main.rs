@@ -1,0 +1,29 @@
+//! The programs that Denizen is measured against. One binary, one word to say which:
+//!
+//! * `rivals http`: a plain hyper echo server on tokio's current-thread runtime. Prints its address.
+//! * `rivals start PLUGIN N`: what it costs to start something isolated with nothing of ours around it: `clone3` with the
+//!   namespaces that a sandbox has, `exec` of a dynamic program, `dlopen` of the plugin. Prints microseconds, one a line.
+//! * `rivals idle`: a dynamic glibc process that waits. Prints a line once it does.
+
+mod http;
+mod start;
+
+fn main() {
+    let words: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        [_, "http"] => http::serve(),
+        [_, "start", plugin, rounds] => start::measure(plugin, rounds.parse().expect("a number of rounds")),
+        [_, "started", plugin] => start::started(plugin),
+        [_, "idle"] => {
+            println!("waiting");
+            loop {
+                std::thread::park();
+            }
+        }
+        _ => {
+            eprintln!("usage: rivals http | start PLUGIN ROUNDS | idle");
+            std::process::exit(2);
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Benchmarks rot unless they run: each of them, a few operations, on the debug build.
+
+use std::process::Command;
+
+fn tiny(bench: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_denizen-benches"))
+        .args([bench, "--tiny", "--debug"])
+        .output()
+        .expect("the benchmark program runs");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{bench} failed:\n{out}\n{err}");
+    out.into_owned()
+}
+
+#[test]
+fn call_prints_its_three_rows() {
+    let out = tiny("call");
+    for row in ["plain hyper echo", "function `echo`", "function `count`"] {
+        assert!(out.contains(row), "no row {row:?} in:\n{out}");
+    }
+}
+
+#[test]
+fn start_prints_its_three_rows() {
+    let out = tiny("start");
+    for row in ["clone3", "from the pool", "pool empty"] {
+        assert!(out.contains(row), "no row {row:?} in:\n{out}");
+    }
+}
+
+#[test]
+fn memory_prints_both_rows() {
+    let out = tiny("memory");
+    for row in ["dynamic glibc", "active Denizen process"] {
+        assert!(out.contains(row), "no row {row:?} in:\n{out}");
+    }
+}
