@@ -124,7 +124,7 @@ fn is_code(extension: &str) -> bool {
     matches!(extension, "rs" | "c" | "h" | "toml" | "sh" | "yml" | "py")
 }
 
-/// Whether `path` stands in `line` as the beginning of an absolute path: `a/work/b` is none, nor is a URL's.
+/// Whether `path` stands in `line` as the beginning of an absolute path: the middle of a relative path is none, nor is one in a URL.
 fn names_machine_path(line: &str, path: &str) -> bool {
     line.match_indices(path).any(|(at, _)| {
         let before = line[..at].chars().next_back();
