@@ -9,7 +9,7 @@
  *  - Bytes that you hand to the host are copied before it returns. Pointers that the host hands to a function stay valid,
  *    and what they point to unchanged, until the entry returns, whatever you put, delete or commit meanwhile; the
  *    exceptions say so.
- *  - An entry runs on any thread; entries of read-only functions run in parallel. Use a dz_call only on the thread that
+ *  - An entry runs on any thread; entries of read-only and concurrent functions run in parallel. Use a dz_call only on the thread that
  *    its entry was called on, and not after the entry returned. Only `cancelled` and `log` may be called from your other
  *    threads too, while the entry has not returned.
  *  - No exception and no longjmp crosses this border. A plugin is never unloaded.
@@ -49,14 +49,17 @@ enum {
     DZ_OK = 0,
     DZ_E_NOT_FOUND = -1,    /* no such key */
     DZ_E_TYPE_CHANGED = -2, /* the record was written with another layout */
-    DZ_E_QUOTA = -3,        /* the state quota or the disk is full */
+    DZ_E_QUOTA = -3,        /* the state quota is full */
     DZ_E_READ_ONLY = -4,    /* a read-only function asked for a write */
     DZ_E_TOO_LARGE = -5,    /* input, reply, key or value over a limit */
     DZ_E_INVALID = -6,      /* a malformed argument, or the wrong moment */
     DZ_E_CANCELLED = -7,    /* the deadline passed, or cancelled */
     DZ_E_IO = -8,           /* the host's disk or connection failed */
     DZ_E_CLOSED = -9,       /* the caller went away */
-    DZ_E_BUSY = -10         /* in use elsewhere; later it may work */
+    DZ_E_BUSY = -10,        /* in use elsewhere; later it may work */
+    DZ_E_CONFLICT = -11,    /* another invocation changed what this one read or wrote */
+    DZ_E_NO_SPACE = -12,    /* the node's disk is full */
+    DZ_E_CORRUPT = -13      /* the record is damaged; others are not */
 };
 
 /* How invocations of a function may overlap with others of the same process. */
@@ -93,7 +96,9 @@ enum dz_fail_kind {
     DZ_FAIL_QUOTA = 4,        /* the state quota is full */
     DZ_FAIL_TOO_LARGE = 5,    /* the input or the reply is over a limit */
     DZ_FAIL_CANCELLED = 6,    /* the deadline passed, or the caller went away */
-    DZ_FAIL_INTERNAL = 7      /* a rule of this contract was broken */
+    DZ_FAIL_INTERNAL = 7,     /* a rule of this contract was broken */
+    DZ_FAIL_CONFLICT = 8,     /* another invocation changed what this one read or wrote */
+    DZ_FAIL_CORRUPT = 9       /* a record is damaged */
 };
 
 /* Bytes that somebody else owns. ptr may be NULL where len is 0. Names and messages are UTF-8, not terminated. */
@@ -130,6 +135,8 @@ typedef struct dz_type {
     uint64_t fingerprint; /* a hash of all that decides how the bytes are read; never 0 */
     dz_slice name;        /* once per plugin */
     dz_slice layout;      /* for people */
+    const uint64_t *migrates_from; /* fingerprints of older layouts that you turn into this one; may be NULL */
+    size_t migrates_from_len;
 } dz_type;
 
 /* A record of the state. Written by the host. */
@@ -143,6 +150,19 @@ typedef struct dz_value {
 
 /* Sees one record of a scan; not zero ends the scan. May call state_get and no other state service. */
 typedef int32_t (*dz_scan_visit)(void *ctx, const dz_slice *key, const dz_value *value);
+
+/* What is known of a record without reading it. You write size (in a visit the host does), the host the rest. */
+typedef struct dz_key_info {
+    uint32_t size;        /* sizeof(dz_key_info) */
+    uint32_t _pad;        /* 0 */
+    uint64_t len;         /* bytes of the record */
+    uint64_t fingerprint; /* as given to state_put; 0: raw bytes */
+    uint64_t version;     /* number of the commit that wrote it; 0: this invocation, not committed yet */
+    uint64_t time_ms;     /* when that was, since 1970; 0: this invocation */
+} dz_key_info;
+
+/* Sees one key; not zero ends it. May call the state services that only read. */
+typedef int32_t (*dz_keys_visit)(void *ctx, const dz_slice *key, const dz_key_info *info);
 
 /* The facts of an invocation. You write size, the host the rest; texts are valid until the entry returns. */
 typedef struct dz_call_info {
@@ -196,7 +216,28 @@ typedef struct dz_host {
     int32_t (*state_put)(dz_call *call, dz_slice key, uint64_t fingerprint, dz_slice value);
     int32_t (*state_delete)(dz_call *call, dz_slice key);
     int32_t (*state_scan)(dz_call *call, dz_slice prefix, dz_scan_visit visit, void *ctx); /* key: during visit only */
-    int32_t (*commit)(dz_call *call, uint64_t *seq); /* exclusive functions only */
+    int32_t (*commit)(dz_call *call, uint64_t *seq); /* not in read-only functions */
+
+    /* A part of a record: as much of it as there is. */
+    int32_t (*state_get_range)(dz_call *call, dz_slice key, uint64_t offset, uint64_t len, dz_slice *part);
+    int32_t (*state_info)(dz_call *call, dz_slice key, dz_key_info *info); /* set info->size first */
+    /* after: empty, or the last key that you have seen. */
+    int32_t (*state_keys)(dz_call *call, dz_slice prefix, dz_slice after, dz_keys_visit visit, void *ctx);
+    /* A copy to change in place, until you write the key again, or call savepoint, rollback or commit. */
+    int32_t (*state_update)(dz_call *call, dz_slice key, uint8_t **ptr, size_t *len);
+    int32_t (*state_watch)(dz_call *call, dz_slice key); /* if another changes it before we commit: a conflict */
+
+    /* Pieces of the transaction that can be taken back; they nest, and end at commit. */
+    int32_t (*savepoint)(dz_call *call, uint64_t *id);
+    int32_t (*rollback)(dz_call *call, uint64_t id); /* takes back what was written since, and ends it */
+    int32_t (*release)(dz_call *call, uint64_t id);  /* ends it and keeps what was written */
+
+    /* enum dz_durability; DZ_DURABILITY_STORE is not there yet. */
+    int32_t (*commit_at)(dz_call *call, uint32_t durability, uint64_t *seq);
+    int32_t (*wait_commit)(dz_call *call, uint64_t seq, uint32_t durability);
+
+    /* Keeps the files under /state as they are now, outside the transaction. */
+    int32_t (*sync_files)(dz_call *call);
 } dz_host;
 
 /* Yours to define. */

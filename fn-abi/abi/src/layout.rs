@@ -2,8 +2,8 @@
 //! host cannot see that it disagrees with them, so a change must not compile by accident.
 
 use crate::{
-    Blame, Concurrency, Durability, DzCallInfo, DzFunction, DzHost, DzInit, DzSlice, DzType, DzValue,
-    FailKind, LogLevel, Payload, Retry,
+    Blame, Concurrency, Durability, DzCallInfo, DzFunction, DzHost, DzInit, DzKeyInfo, DzSlice, DzType,
+    DzValue, FailKind, LogLevel, Payload, Retry,
 };
 use core::mem::{align_of, offset_of, size_of};
 
@@ -34,18 +34,22 @@ pin!(DzFunction: 96 {
     size @ 0, concurrency @ 4, input @ 8, output @ 12, name @ 16, input_layout @ 32, output_layout @ 48, doc @ 64,
     data @ 80, entry @ 88,
 });
-pin!(DzType: 48 { size @ 0, _pad @ 4, fingerprint @ 8, name @ 16, layout @ 32, });
+pin!(DzType: 64 {
+    size @ 0, _pad @ 4, fingerprint @ 8, name @ 16, layout @ 32, migrates_from @ 48, migrates_from_len @ 56,
+});
+pin!(DzKeyInfo: 40 { size @ 0, _pad @ 4, len @ 8, fingerprint @ 16, version @ 24, time_ms @ 32, });
 pin!(DzValue: 40 { ptr @ 0, len @ 8, fingerprint @ 16, version @ 24, validated @ 32, });
 pin!(DzCallInfo: 104 {
     size @ 0, concurrency @ 4, process @ 8, app @ 24, invocation @ 40, content_type @ 56, function @ 72, epoch @ 88,
     deadline_ms @ 96,
 });
 pin!(DzInit: 48 { size @ 0, abi_version @ 4, registry @ 8, image_dir @ 16, manifest @ 32, });
-pin!(DzHost: 144 {
+pin!(DzHost: 232 {
     size @ 0, abi_version @ 4, declare_function @ 8, declare_type @ 16, init_failed @ 24, call_info @ 32,
     cancelled @ 40, log @ 48, input @ 56, input_read @ 64, reply_content_type @ 72, reply_alloc @ 80,
     reply_write @ 88, fail @ 96, state_get @ 104, state_put @ 112, state_delete @ 120, state_scan @ 128,
-    commit @ 136,
+    commit @ 136, state_get_range @ 144, state_info @ 152, state_keys @ 160, state_update @ 168, state_watch @ 176,
+    savepoint @ 184, rollback @ 192, release @ 200, commit_at @ 208, wait_commit @ 216, sync_files @ 224,
 });
 
 macro_rules! pin_numbers {
@@ -68,4 +72,5 @@ pin_numbers!(Durability { Process = 0, Node = 1, Store = 2, });
 pin_numbers!(LogLevel { Error = 0, Warn = 1, Info = 2, Debug = 3, });
 pin_numbers!(FailKind {
     Failed = 0, BadInput = 1, Panicked = 2, TypeChanged = 3, Quota = 4, TooLarge = 5, Cancelled = 6, Internal = 7,
+    Conflict = 8, Corrupt = 9,
 });

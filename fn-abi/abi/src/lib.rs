@@ -15,7 +15,7 @@
 //!   Pointers that the host hands to a function (input, names, state) stay valid, and what they point to
 //!   stays unchanged, until the entry returns, whatever is put, deleted or committed meanwhile. The
 //!   exceptions say so.
-//! * **Threads.** An entry runs on any thread of the host, and entries of read-only functions run in
+//! * **Threads.** An entry runs on any thread of the host, and entries of read-only and concurrent functions run in
 //!   parallel. A [`DzCall`] is used only on the thread that its entry was called on, and not after the entry
 //!   returned; [`DzHost::cancelled`] and [`DzHost::log`] alone may be called from the function's other
 //!   threads too, while the entry has not returned.
@@ -53,7 +53,7 @@ pub const DZ_OK: i32 = 0;
 pub const DZ_E_NOT_FOUND: i32 = -1;
 /// The record was written with another layout than the one asked for.
 pub const DZ_E_TYPE_CHANGED: i32 = -2;
-/// The process's state quota, or the disk, is full.
+/// The process's state quota is full.
 pub const DZ_E_QUOTA: i32 = -3;
 /// A read-only function asked for a write.
 pub const DZ_E_READ_ONLY: i32 = -4;
@@ -69,6 +69,12 @@ pub const DZ_E_IO: i32 = -8;
 pub const DZ_E_CLOSED: i32 = -9;
 /// The thing is in use elsewhere; later it may work.
 pub const DZ_E_BUSY: i32 = -10;
+/// Another invocation changed what this one read or wrote: nothing was committed, and the call may be made again.
+pub const DZ_E_CONFLICT: i32 = -11;
+/// The node's disk is full.
+pub const DZ_E_NO_SPACE: i32 = -12;
+/// The record is damaged: it is no longer what was written. Others can be read, and putting it anew heals it.
+pub const DZ_E_CORRUPT: i32 = -13;
 
 /// A `u32` enumeration of the contract: stored as a plain `u32` in the structs, because the other side may
 /// write any number.
@@ -198,6 +204,10 @@ abi_enum! {
         Cancelled = 6,
         /// The host or the SDK broke a rule of this contract.
         Internal = 7,
+        /// Another invocation changed what this one read or wrote.
+        Conflict = 8,
+        /// A record is damaged.
+        Corrupt = 9,
     }
 }
 
@@ -269,6 +279,10 @@ pub type PluginInit = unsafe extern "C" fn(host: *const DzHost, init: *const DzI
 pub type ScanVisit =
     unsafe extern "C" fn(ctx: *mut c_void, key: *const DzSlice, value: *const DzValue) -> i32;
 
+/// Sees one key of a [`DzHost::state_keys`]. Not zero ends it. It may call the `state_` services that only read.
+pub type KeysVisit =
+    unsafe extern "C" fn(ctx: *mut c_void, key: *const DzSlice, info: *const DzKeyInfo) -> i32;
+
 /// A function that a plugin offers. The plugin writes it, the host reads and copies it during
 /// [`DzHost::declare_function`].
 #[derive(Clone, Copy, Debug)]
@@ -315,6 +329,11 @@ pub struct DzType {
     pub name: DzSlice,
     /// The layout as text for people, such as `struct Counter { count: u64 }`.
     pub layout: DzSlice,
+    /// Fingerprints of older layouts whose records the plugin turns into this one when it meets them. May be null where
+    /// `migrates_from_len` is 0. A host takes a new plugin over such records, and a plugin without them only over its own.
+    pub migrates_from: *const u64,
+    /// How many those are.
+    pub migrates_from_len: usize,
 }
 
 /// A record of the state. The host writes it, the plugin reads it.
@@ -334,6 +353,25 @@ pub struct DzValue {
     /// 0; the plugin sets it to 1, atomically, once it has found the bytes to be a valid archive of the type
     /// with this `fingerprint`.
     pub validated: *mut u32,
+}
+
+/// What is known of a record without reading it. The plugin writes `size` (or the host, for a visit), the host the
+/// rest.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DzKeyInfo {
+    /// `sizeof(dz_key_info)` as the plugin knows it, in bytes. The host writes no field beyond it.
+    pub size: u32,
+    /// Always 0.
+    pub _pad: u32,
+    /// Length of the record in bytes.
+    pub len: u64,
+    /// What [`DzHost::state_put`] was given; 0 for raw bytes.
+    pub fingerprint: u64,
+    /// Number of the commit that wrote it; 0 for a write of this invocation that is not committed yet.
+    pub version: u64,
+    /// When that was, in milliseconds since 1970; 0 for a write of this invocation.
+    pub time_ms: u64,
 }
 
 /// The facts of an invocation. The plugin writes `size`, the host the rest; texts are valid until the entry
@@ -432,6 +470,7 @@ pub struct DzHost {
     pub fail: unsafe extern "C" fn(call: *mut DzCall, kind: u32, message: DzSlice) -> i32,
 
     /// The record under a key, this invocation's own writes included. [`DZ_E_NOT_FOUND`]: there is none.
+    /// [`DZ_E_CORRUPT`]: it is damaged. [`DZ_E_TOO_LARGE`]: the key is too long to be one; [`DZ_E_INVALID`]: it is empty.
     pub state_get: unsafe extern "C" fn(call: *mut DzCall, key: DzSlice, value: *mut DzValue) -> i32,
     /// Writes a record as part of the invocation's transaction. [`DZ_E_QUOTA`], [`DZ_E_READ_ONLY`],
     /// [`DZ_E_TOO_LARGE`] (key or value), [`DZ_E_INVALID`] (an empty key).
@@ -445,7 +484,57 @@ pub struct DzHost {
     pub state_scan:
         unsafe extern "C" fn(call: *mut DzCall, prefix: DzSlice, visit: ScanVisit, ctx: *mut c_void) -> i32,
     /// Commits what was written so far and begins the next transaction: an abort later does not take it back.
-    /// Its number goes to `*seq` (the last commit's, if there was nothing to write). Exclusive functions
-    /// only, else [`DZ_E_READ_ONLY`].
+    /// Its number goes to `*seq` (the last commit's, if there was nothing to write). Exclusive and concurrent
+    /// functions, else [`DZ_E_READ_ONLY`]. [`DZ_E_CONFLICT`], [`DZ_E_QUOTA`], [`DZ_E_NO_SPACE`]: nothing was
+    /// committed and the writes are still there; [`DZ_E_IO`]: nobody knows. Savepoints end.
     pub commit: unsafe extern "C" fn(call: *mut DzCall, seq: *mut u64) -> i32,
+
+    /// A part of a record: from `offset`, at most `len` bytes, as much of it as there is (none behind its end).
+    /// Otherwise as `state_get`.
+    pub state_get_range: unsafe extern "C" fn(
+        call: *mut DzCall,
+        key: DzSlice,
+        offset: u64,
+        len: u64,
+        part: *mut DzSlice,
+    ) -> i32,
+    /// What is known of a record, without reading it. Set `size` first. [`DZ_E_NOT_FOUND`].
+    pub state_info: unsafe extern "C" fn(call: *mut DzCall, key: DzSlice, info: *mut DzKeyInfo) -> i32,
+    /// Shows every key that begins with `prefix` and comes after `after` (empty: from the first one) to `visit`, in the
+    /// order of their bytes, without reading the records. Otherwise as `state_scan`.
+    pub state_keys: unsafe extern "C" fn(
+        call: *mut DzCall,
+        prefix: DzSlice,
+        after: DzSlice,
+        visit: KeysVisit,
+        ctx: *mut c_void,
+    ) -> i32,
+    /// A copy of a record, of the same length and fingerprint, that the function changes in place; what is in it when the
+    /// transaction commits is committed. `*ptr` is aligned to [`BUFFER_ALIGN`] and may be written until the next
+    /// `state_` service that writes the key, `savepoint`, `rollback` or `commit`: then call this again. Values that
+    /// `state_get` handed out before do not change; it must not be called for the key while it is being changed.
+    /// [`DZ_E_NOT_FOUND`], and what `state_put` and `state_get` return.
+    pub state_update:
+        unsafe extern "C" fn(call: *mut DzCall, key: DzSlice, ptr: *mut *mut u8, len: *mut usize) -> i32,
+    /// Says that the outcome rests on a key, present or not: if another invocation changes it before this one commits,
+    /// that is a conflict, as it is for every key that is written. [`DZ_E_READ_ONLY`] in a read-only function, which
+    /// sees one commit anyway.
+    pub state_watch: unsafe extern "C" fn(call: *mut DzCall, key: DzSlice) -> i32,
+    /// Begins a piece of the transaction that can be taken back; `*id` stands for it. Savepoints nest, and end at
+    /// `commit`. [`DZ_E_READ_ONLY`].
+    pub savepoint: unsafe extern "C" fn(call: *mut DzCall, id: *mut u64) -> i32,
+    /// Takes back what was written since a savepoint, and ends it and those begun in it. [`DZ_E_INVALID`]: it has ended.
+    pub rollback: unsafe extern "C" fn(call: *mut DzCall, id: u64) -> i32,
+    /// Ends a savepoint and those begun in it, and keeps what was written. [`DZ_E_INVALID`]: it has ended.
+    pub release: unsafe extern "C" fn(call: *mut DzCall, id: u64) -> i32,
+    /// As `commit`, and returns when the commit has a [`Durability`]. [`DZ_E_INVALID`] for [`Durability::Store`], which
+    /// this host does not have; nothing was committed then.
+    pub commit_at: unsafe extern "C" fn(call: *mut DzCall, durability: u32, seq: *mut u64) -> i32,
+    /// Waits until a commit (or the last one, if that is less) has a [`Durability`]. Any function. [`DZ_E_IO`]: the disk
+    /// failed. [`DZ_E_INVALID`] as for `commit_at`.
+    pub wait_commit: unsafe extern "C" fn(call: *mut DzCall, seq: u64, durability: u32) -> i32,
+    /// Keeps the files under `/state` as they are now. This is outside the transaction: an abort does not take it back.
+    /// [`DZ_E_INVALID`]: the image has no such files. [`DZ_E_TOO_LARGE`]: a path is too long or too deep.
+    /// [`DZ_E_BUSY`]: they changed all the time. [`DZ_E_READ_ONLY`], [`DZ_E_QUOTA`], [`DZ_E_NO_SPACE`], [`DZ_E_IO`].
+    pub sync_files: unsafe extern "C" fn(call: *mut DzCall) -> i32,
 }

@@ -26,7 +26,7 @@ c_types! {
     u8 => "uint8_t", u32 => "uint32_t", u64 => "uint64_t", i32 => "int32_t", usize => "size_t", () => "void",
     c_void => "void", DzSlice => "dz_slice", DzFunction => "dz_function", DzType => "dz_type", DzValue => "dz_value",
     DzCallInfo => "dz_call_info", DzInit => "dz_init", DzHost => "dz_host", DzCall => "dz_call",
-    DzRegistry => "dz_registry",
+    DzRegistry => "dz_registry", DzKeyInfo => "dz_key_info",
 }
 
 impl<T: CType> CType for *const T {
@@ -53,7 +53,7 @@ macro_rules! c_functions {
     )* };
 }
 
-c_functions!((A)(A, B)(A, B, C)(A, B, C, D));
+c_functions!((A)(A, B)(A, B, C)(A, B, C, D)(A, B, C, D, E));
 
 /// The C spelling of the type of a field.
 fn type_of<S, F: CType>(_: fn(&S) -> &F) -> String {
@@ -84,7 +84,10 @@ fn assertions(header: &str) -> String {
     assert_struct!(out, DzFunction as "dz_function" {
         size, concurrency, input, output, name, input_layout, output_layout, doc, data, entry,
     });
-    assert_struct!(out, DzType as "dz_type" { size, _pad, fingerprint, name, layout, });
+    assert_struct!(out, DzType as "dz_type" {
+        size, _pad, fingerprint, name, layout, migrates_from, migrates_from_len,
+    });
+    assert_struct!(out, DzKeyInfo as "dz_key_info" { size, _pad, len, fingerprint, version, time_ms, });
     assert_struct!(out, DzValue as "dz_value" { ptr, len, fingerprint, version, validated, });
     assert_struct!(out, DzCallInfo as "dz_call_info" {
         size, concurrency, process, app, invocation, content_type, function, epoch, deadline_ms,
@@ -93,6 +96,8 @@ fn assertions(header: &str) -> String {
     assert_struct!(out, DzHost as "dz_host" {
         size, abi_version, declare_function, declare_type, init_failed, call_info, cancelled, log, input, input_read,
         reply_content_type, reply_alloc, reply_write, fail, state_get, state_put, state_delete, state_scan, commit,
+        state_get_range, state_info, state_keys, state_update, state_watch, savepoint, rollback, release, commit_at,
+        wait_commit, sync_files,
     });
     writeln!(
         out,
@@ -135,7 +140,10 @@ fn numbers() -> Vec<(String, String)> {
         DZ_E_CANCELLED,
         DZ_E_IO,
         DZ_E_CLOSED,
-        DZ_E_BUSY
+        DZ_E_BUSY,
+        DZ_E_CONFLICT,
+        DZ_E_NO_SPACE,
+        DZ_E_CORRUPT
     ));
     all.extend(family("DZ_", Concurrency::ALL, Concurrency::as_u32));
     all.extend(family("DZ_", Payload::ALL, Payload::as_u32));

@@ -1,5 +1,7 @@
-//! What the attribute macros share: arguments and names.
+//! What the attribute macros share: arguments, names, and how something is submitted to the plugin's start.
 
+use proc_macro2::TokenStream;
+use quote::quote;
 use syn::parse::{ParseStream, Parser};
 use syn::{Ident, LitStr, Result, Token};
 
@@ -12,7 +14,7 @@ pub(crate) struct Arguments {
 
 impl Arguments {
     /// Parses them; `allowed` are the flags, for the message too.
-    pub(crate) fn parse(tokens: proc_macro2::TokenStream, allowed: &[&str]) -> Result<Arguments> {
+    pub(crate) fn parse(tokens: TokenStream, allowed: &[&str]) -> Result<Arguments> {
         let parser = |input: ParseStream<'_>| {
             let mut arguments = Arguments::default();
             while !input.is_empty() {
@@ -39,6 +41,23 @@ impl Arguments {
             return Err(syn::Error::new(word.span(), format!("expected {}", known.join(" or "))));
         }
         Ok(())
+    }
+}
+
+/// Submits a static of type `ty`, made by its function `made`, before the plugin starts. `.init_array` is
+/// where ELF keeps what runs when a library is loaded.
+pub(crate) fn submit(ty: &TokenStream, made: &TokenStream) -> TokenStream {
+    quote! {
+        const _: () = {
+            static NODE: ::denizen::__private::Node<#ty> = ::denizen::__private::Node::new(#ty::#made);
+            extern "C" fn submit() {
+                NODE.submit();
+            }
+            #[used]
+            #[cfg_attr(any(target_os = "linux", target_os = "freebsd"), unsafe(link_section = ".init_array"))]
+            #[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
+            static SUBMIT: extern "C" fn() = submit;
+        };
     }
 }
 

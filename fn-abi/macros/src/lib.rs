@@ -4,6 +4,7 @@
 mod attribute;
 mod export;
 mod function;
+mod migrate;
 mod state;
 
 use proc_macro::TokenStream;
@@ -21,8 +22,11 @@ use proc_macro::TokenStream;
 /// * Its doc comment becomes the description that people see.
 /// * `#[function(name = "other-name")]` is what callers say instead of the function's name: 1 to 128 of
 ///   `A-Z a-z 0-9 . _ -`, not beginning with `.` or `-`.
-/// * `#[function(concurrent)]`, with `&mut Context`: it runs beside others with a write set of its own, and
-///   fails if another changed first what it read. (For now nodes run it as an exclusive one.)
+/// * `#[function(concurrent)]`, with `&mut Context`: it runs beside any other, on the state as it was when it
+///   began and with a write set of its own. If another invocation commits first to a key that it writes, or
+///   reads with `get_for_update` or `watch`, it fails with a conflict and commits nothing; its caller may call
+///   again. What it only *reads* is not checked, so two of them may each write what the other has read and
+///   overlook one another (write skew): watch what the outcome rests on.
 #[proc_macro_attribute]
 pub fn function(arguments: TokenStream, item: TokenStream) -> TokenStream {
     function::expand(arguments.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
@@ -36,7 +40,8 @@ pub fn function(arguments: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// The layout is everything that the definition says: names and types of the fields, names and order of the
 /// variants, and the type's own name. Change any of it and records written before can no longer be read
-/// (`ErrorKind::TypeChanged`). `#[state(name = "Old")]` keeps the name while the Rust type is renamed.
+/// (`ErrorKind::TypeChanged`), unless a [`macro@migrate`] function leads from the old layout to the new one.
+/// `#[state(name = "Old")]` keeps the name while the Rust type is renamed.
 ///
 /// A type may contain itself through `Box`, `Vec` and the like, directly but not by way of another type.
 /// Generic types, and rkyv attributes that change the layout, are refused.
@@ -45,6 +50,36 @@ pub fn state(arguments: TokenStream, item: TokenStream) -> TokenStream {
     state::expand(state::Use::Record, arguments.into(), item.into())
         .unwrap_or_else(syn::Error::into_compile_error)
         .into()
+}
+
+/// Makes a function the way from an older layout of records to a newer one.
+///
+/// ```text
+/// #[state(name = "Counter")]                  // laid out and called as it was
+/// struct CounterV1 { count: u64 }
+///
+/// #[state]
+/// struct Counter { count: u64, name: String }
+///
+/// #[migrate]
+/// fn counter_from_v1(old: CounterV1) -> Result<Counter> {
+///     Ok(Counter { count: old.count, name: String::new() })
+/// }
+/// ```
+///
+/// It is found by itself, like the types. It takes the old record as a value or, for a large one, in place
+/// (`old: &Archived<CounterV1>`), and returns the new one, bare or in a `Result`.
+///
+/// Where a record of the old layout is read, edited, updated or scanned as the new type, the function runs
+/// first. If the invocation may write, the new record is part of its commit; in a read-only function it lives
+/// until the invocation returns. Migrations chain: from V1 to V2 and from V2 to V3 gives from V1 to V3. If one
+/// returns an error the record stays as it was, and reading it fails with `ErrorKind::TypeChanged`.
+///
+/// Two ways from one layout to another are refused when the plugin starts. The plugin tells its host which
+/// layouts it can migrate from; a node takes it over processes that hold such records.
+#[proc_macro_attribute]
+pub fn migrate(arguments: TokenStream, item: TokenStream) -> TokenStream {
+    migrate::expand(&arguments.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
 /// As [`macro@state`], for a type that is only a part of records, or that travels as an archive

@@ -1,6 +1,6 @@
 //! `#[state]` and `#[payload]`: rkyv's derives, and a layout text that tells any two definitions apart.
 
-use crate::attribute::Arguments;
+use crate::attribute::{Arguments, submit};
 use proc_macro2::{TokenStream, TokenTree};
 use quote::{ToTokens, quote, quote_spanned};
 use syn::punctuated::Punctuated;
@@ -92,20 +92,9 @@ fn say_first_what_is_wrong(input: &DeriveInput) -> TokenStream {
     }
 }
 
-/// Submits the type to the host. `.init_array` is where ELF keeps what runs when a library is loaded.
+/// Has the type declared to the host.
 fn declared(ident: &Ident, name: &str) -> TokenStream {
-    quote! {
-        const _: () = {
-            static NODE: ::denizen::__private::TypeNode = ::denizen::__private::TypeNode::new::<#ident>(#name);
-            extern "C" fn submit() {
-                NODE.submit();
-            }
-            #[used]
-            #[cfg_attr(any(target_os = "linux", target_os = "freebsd"), unsafe(link_section = ".init_array"))]
-            #[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
-            static SUBMIT: extern "C" fn() = submit;
-        };
-    }
+    submit(&quote!(::denizen::__private::DeclaredType), &quote!(new::<#ident>(#name)))
 }
 
 fn refuse_what_cannot_be(input: &DeriveInput) -> Result<()> {

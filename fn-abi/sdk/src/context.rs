@@ -4,133 +4,20 @@
 //! function is generic over it, so nothing of the host can be put where it would outlive the call. The
 //! context stays on its thread.
 
+use crate::call::{Call, check_key};
 use crate::edit::Edit;
 use crate::error::{Error, ErrorKind, Result};
 use crate::input::FromInput;
 use crate::layout::StateType;
-use crate::record::{self, Entry, Record, show};
+use crate::record::{self, Entry, Key, KeyInfo, Record, show};
 use crate::reply::{IntoReply, ReplyWriter};
-use denizen_abi::{
-    DZ_E_NOT_FOUND, DZ_NO_DEADLINE, DZ_OK, DzCall, DzCallInfo, DzHost, DzSlice, DzValue, LogLevel,
-};
-use std::cell::{OnceCell, RefCell};
+use crate::savepoint::Savepoint;
+use crate::update;
+use denizen_abi::{DZ_E_NOT_FOUND, DZ_NO_DEADLINE, Durability, DzKeyInfo, DzSlice, DzValue, LogLevel};
+use rkyv::seal::Seal;
 use std::ffi::c_void;
 use std::fmt;
 use std::time::Duration;
-
-/// One invocation as the SDK knows it. Lives on the stack of the entry.
-pub(crate) struct Call {
-    pub(crate) host: &'static DzHost,
-    pub(crate) raw: *mut DzCall,
-    info: OnceCell<DzCallInfo>,
-    /// Keys that an [`Edit`] is alive for.
-    open: RefCell<Vec<Box<[u8]>>>,
-    /// What failed where no error could be returned, in a destructor.
-    fault: RefCell<Option<Error>>,
-}
-
-impl Call {
-    /// # Safety
-    /// `raw` is an invocation of `host` on this thread, and lives longer than the `Call`.
-    pub(crate) unsafe fn new(host: &'static DzHost, raw: *mut DzCall) -> Call {
-        Call { host, raw, info: OnceCell::new(), open: RefCell::default(), fault: RefCell::default() }
-    }
-
-    fn read_info(&self) -> DzCallInfo {
-        let mut info = DzCallInfo {
-            size: size_of_u32::<DzCallInfo>(),
-            concurrency: 0,
-            process: DzSlice::EMPTY,
-            app: DzSlice::EMPTY,
-            invocation: DzSlice::EMPTY,
-            content_type: DzSlice::EMPTY,
-            function: DzSlice::EMPTY,
-            epoch: 0,
-            deadline_ms: DZ_NO_DEADLINE,
-        };
-        // SAFETY: `raw` is alive (see `new`), and `info` is writable and says its size.
-        unsafe { (self.host.call_info)(self.raw, &raw mut info) };
-        info
-    }
-
-    pub(crate) fn info(&self) -> &DzCallInfo {
-        self.info.get_or_init(|| self.read_info())
-    }
-
-    pub(crate) fn put(&self, key: &[u8], fingerprint: u64, value: &[u8]) -> Result<()> {
-        // SAFETY: `raw` is alive, and the host copies key and value before it returns.
-        let status =
-            unsafe { (self.host.state_put)(self.raw, DzSlice::new(key), fingerprint, DzSlice::new(value)) };
-        self.check(status, || format!("writing the record `{}`", show(key)))
-    }
-
-    pub(crate) fn find(&self, key: &[u8]) -> Result<Option<Record<'_>>> {
-        let mut value = EMPTY_VALUE;
-        // SAFETY: `raw` is alive, the host copies what it needs of the key, and `value` is writable.
-        let status = unsafe { (self.host.state_get)(self.raw, DzSlice::new(key), &raw mut value) };
-        if status == DZ_E_NOT_FOUND {
-            return Ok(None);
-        }
-        self.check(status, || format!("reading the record `{}`", show(key)))?;
-        // SAFETY: the host has just filled it in, for this invocation.
-        Ok(Some(unsafe { Record::new(value) }))
-    }
-
-    pub(crate) fn check(&self, status: i32, what: impl FnOnce() -> String) -> Result<()> {
-        if status == DZ_OK { Ok(()) } else { Err(Error::from_status(status, what())) }
-    }
-
-    /// Notes that `key` is being edited, unless it is already.
-    pub(crate) fn open_edit(&self, key: &[u8]) -> Result<()> {
-        self.refuse_if_open(key)?;
-        self.open.borrow_mut().push(key.into());
-        Ok(())
-    }
-
-    pub(crate) fn close_edit(&self, key: &[u8]) {
-        self.open.borrow_mut().retain(|open| **open != *key);
-    }
-
-    fn refuse_if_open(&self, key: &[u8]) -> Result<()> {
-        if self.open.borrow().iter().any(|open| **open == *key) {
-            let message = format!("the record `{}` is being edited: drop that edit first", show(key));
-            return Err(Error::new(ErrorKind::InUse, message));
-        }
-        Ok(())
-    }
-
-    /// Remembers a failure that no result could carry; the first one counts.
-    pub(crate) fn set_fault(&self, error: Error) {
-        self.fault.borrow_mut().get_or_insert(error);
-    }
-
-    /// Fails if an edit was lost: on the way out of the function, or where it counts on what was edited.
-    pub(crate) fn settle(&self) -> Result<()> {
-        if let Some(fault) = &*self.fault.borrow() {
-            return Err(fault.clone());
-        }
-        match self.open.borrow().first() {
-            None => Ok(()),
-            Some(key) => {
-                let message =
-                    format!("the record `{}` is still being edited; drop the edit first", show(key));
-                Err(Error::new(ErrorKind::InUse, message))
-            }
-        }
-    }
-}
-
-const EMPTY_VALUE: DzValue =
-    DzValue { ptr: std::ptr::null(), len: 0, fingerprint: 0, version: 0, validated: std::ptr::null_mut() };
-
-/// The size of a struct of the contract, for its `size` field.
-pub(crate) const fn size_of_u32<T>() -> u32 {
-    assert!(size_of::<T>() < 4096);
-    #[expect(clippy::cast_possible_truncation, reason = "the line above bounds it")]
-    {
-        size_of::<T>() as u32
-    }
-}
 
 /// What a function sees of its invocation: who calls, and the state of its process.
 ///
@@ -138,7 +25,9 @@ pub(crate) const fn size_of_u32<T>() -> u32 {
 /// into the state and the input point to the host's memory, cost nothing, and stay valid until the function
 /// returns, whatever is written meanwhile.
 ///
-/// Keys are bytes, at least one of them; records lie and are scanned in the order of their keys' bytes.
+/// Keys are bytes, 1 to [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES) of them; records lie and are scanned in the order of their
+/// keys' bytes. Every service that takes a key answers another one with [`ErrorKind::BadKey`], and one whose record is damaged with
+/// [`ErrorKind::Corrupt`]. A record of an older layout is [migrated](macro@crate::migrate) where it is read as a type.
 pub struct Context<'call> {
     call: &'call Call,
 }
@@ -240,10 +129,11 @@ impl<'call> Context<'call> {
     /// it is dropped.
     ///
     /// # Errors
-    /// [`ErrorKind::TypeChanged`] if it was written with another layout.
+    /// [`ErrorKind::TypeChanged`] if it was written with another layout that nothing migrates, or whose
+    /// migration failed. Where a migrated record is written: as for [`put`](Context::put).
     pub fn get<T: StateType>(&self, key: impl AsRef<[u8]>) -> Result<Option<&'call T::Archived>> {
         let key = key.as_ref();
-        self.call.find(key)?.map(|record| record.archived::<T>(key)).transpose()
+        self.call.find(key)?.map(|record| self.call.read::<T>(key, record)).transpose()
     }
 
     /// The bytes of a record, whatever it was written as.
@@ -254,6 +144,34 @@ impl<'call> Context<'call> {
         Ok(self.call.find(key.as_ref())?.map(|record| record.bytes()))
     }
 
+    /// A part of a record's bytes: from `offset`, at most `len` of them, as much as there is. Meant for large
+    /// records of raw bytes.
+    ///
+    /// # Errors
+    /// As for [`get_bytes`](Context::get_bytes).
+    pub fn get_range(&self, key: impl AsRef<[u8]>, offset: u64, len: u64) -> Result<Option<&'call [u8]>> {
+        let key = key.as_ref();
+        check_key(key)?;
+        let (mut part, name) = (DzSlice::EMPTY, DzSlice::new(key));
+        // SAFETY: `raw` is alive, the host copies what it needs of the key, and `part` is writable.
+        let status =
+            unsafe { (self.call.host.state_get_range)(self.call.raw, name, offset, len, &raw mut part) };
+        if status == DZ_E_NOT_FOUND {
+            return Ok(None);
+        }
+        self.call.check(status, || format!("reading a part of the record `{}`", show(key)))?;
+        // SAFETY: the host promises these bytes until the entry returns.
+        Ok(Some(unsafe { part.as_bytes::<'call>() }))
+    }
+
+    /// What is known of a record, without reading it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] if the node cannot tell.
+    pub fn info(&self, key: impl AsRef<[u8]>) -> Result<Option<KeyInfo>> {
+        self.call.key_info(key.as_ref())
+    }
+
     /// The records whose keys begin with `prefix`, in the order of their keys. Copies the keys, not the
     /// records.
     ///
@@ -261,21 +179,84 @@ impl<'call> Context<'call> {
     /// [`ErrorKind::Internal`] if the node cannot read them.
     pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Result<Vec<Entry<'call>>> {
         let prefix = prefix.as_ref();
-        let mut found: Vec<Entry<'call>> = Vec::new();
-        // SAFETY: `raw` is alive, the prefix and `found` outlive the call, and `collect` is what `ctx` is
+        let mut scan = Scan { call: self.call, found: Vec::new() };
+        // SAFETY: `raw` is alive, the prefix and `scan` outlive the call, and `collect` is what `ctx` is
         // meant for.
         let status = unsafe {
-            let ctx = (&raw mut found).cast::<c_void>();
+            let ctx = (&raw mut scan).cast::<c_void>();
             (self.call.host.state_scan)(self.call.raw, DzSlice::new(prefix), collect, ctx)
         };
         self.call.check(status, || format!("scanning the records `{}…`", show(prefix)))?;
-        Ok(found)
+        Ok(scan.found)
+    }
+
+    /// The keys that begin with `prefix`, in their order, with what is known of their records, which are not
+    /// read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] if the node cannot tell.
+    pub fn keys(&self, prefix: impl AsRef<[u8]>) -> Result<Vec<Key>> {
+        self.keys_after(prefix, "", usize::MAX)
+    }
+
+    /// As [`keys`](Context::keys): at most `limit` of those that come after `after`. To go through many keys
+    /// piece by piece, pass the last one of each piece; an empty `after` is before the first.
+    ///
+    /// # Errors
+    /// As for [`keys`](Context::keys).
+    pub fn keys_after(
+        &self,
+        prefix: impl AsRef<[u8]>,
+        after: impl AsRef<[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Key>> {
+        let (prefix, after) = (prefix.as_ref(), after.as_ref());
+        let mut list = Keys { found: Vec::new(), limit };
+        if limit == 0 {
+            return Ok(list.found);
+        }
+        let (from, to) = (DzSlice::new(after), DzSlice::new(prefix));
+        // SAFETY: `raw` is alive, the slices and `list` outlive the call, and `collect_key` is what `ctx` is
+        // meant for.
+        let status = unsafe {
+            let ctx = (&raw mut list).cast::<c_void>();
+            (self.call.host.state_keys)(self.call.raw, to, from, collect_key, ctx)
+        };
+        self.call.check(status, || format!("listing the keys `{}…`", show(prefix)))?;
+        Ok(list.found)
+    }
+
+    /// Says that the outcome of this invocation rests on a record, present or not: if another invocation
+    /// changes it before this one commits, that is a conflict, as it is for every record that is written. For
+    /// [concurrent](macro@crate::function) functions; elsewhere nobody changes it meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ReadOnly`] where nothing can be written.
+    pub fn watch(&mut self, key: impl AsRef<[u8]>) -> Result<()> {
+        let key = key.as_ref();
+        check_key(key)?;
+        // SAFETY: `raw` is alive, and the host copies what it needs of the key.
+        let status = unsafe { (self.call.host.state_watch)(self.call.raw, DzSlice::new(key)) };
+        self.call.check(status, || format!("watching the record `{}`", show(key)))
+    }
+
+    /// [Watches](Context::watch) a record and reads it.
+    ///
+    /// # Errors
+    /// As for [`get`](Context::get) and [`watch`](Context::watch).
+    pub fn get_for_update<T: StateType>(
+        &mut self,
+        key: impl AsRef<[u8]>,
+    ) -> Result<Option<&'call T::Archived>> {
+        self.watch(key.as_ref())?;
+        self.get::<T>(key)
     }
 
     /// Writes a record.
     ///
     /// # Errors
-    /// [`ErrorKind::Quota`], [`ErrorKind::TooLarge`]; [`ErrorKind::InUse`] while an [`Edit`] of it is alive.
+    /// [`ErrorKind::Quota`], [`ErrorKind::TooLarge`]; [`ErrorKind::InUse`] while an [`Edit`] of it is alive;
+    /// [`ErrorKind::ReadOnly`].
     pub fn put<T: StateType>(&mut self, key: impl AsRef<[u8]>, value: &T) -> Result<()> {
         self.call.refuse_if_open(key.as_ref())?;
         self.call.put(key.as_ref(), T::fingerprint(), &record::archive(value)?)
@@ -296,6 +277,7 @@ impl<'call> Context<'call> {
     /// [`ErrorKind::Quota`]; [`ErrorKind::InUse`] while an [`Edit`] of it is alive.
     pub fn delete(&mut self, key: impl AsRef<[u8]>) -> Result<bool> {
         let key = key.as_ref();
+        check_key(key)?;
         self.call.refuse_if_open(key)?;
         // SAFETY: `raw` is alive, and the host copies what it needs of the key.
         let status = unsafe { (self.call.host.state_delete)(self.call.raw, DzSlice::new(key)) };
@@ -331,18 +313,121 @@ impl<'call> Context<'call> {
         }
     }
 
-    /// Commits what was written so far, for good, and begins the next transaction. Returns the number of the
-    /// process's last commit. Exclusive functions only.
+    /// Changes a record where it lies, in a copy of its own that is committed with the rest; `None` if there is none. The
+    /// archived form can be changed as far as its size stays: numbers, the parts of arrays and vectors, not the length of
+    /// a string. Much cheaper than [`edit`](Context::edit) for a large record of which little changes.
+    ///
+    /// What is handed to `change` is *sealed*: [`munge!`](crate::munge) takes a struct apart into its fields.
+    ///
+    /// ```
+    /// # use denizen::prelude::*;
+    /// #[state]
+    /// struct Grid { cells: Vec<u32>, changes: u64 }
+    ///
+    /// #[function]
+    /// fn paint(cx: &mut Context, Json((at, colour)): Json<(usize, u32)>) -> Result<Json<bool>> {
+    ///     let painted = cx.update::<Grid, _>("grid", |grid| {
+    ///         munge!(let ArchivedGrid { cells, mut changes } = grid);
+    ///         if at >= cells.len() {
+    ///             return false;
+    ///         }
+    ///         *denizen::rkyv::vec::ArchivedVec::as_slice_seal(cells).index(at) = colour.into();
+    ///         *changes += 1;
+    ///         true
+    ///     })?;
+    ///     Ok(Json(painted.unwrap_or(false)))
+    /// }
+    /// ```
+    ///
+    /// If `change` panics the invocation cannot commit, unless in a [`savepoint`](Context::savepoint).
     ///
     /// # Errors
-    /// [`ErrorKind::InUse`] while an [`Edit`] is alive; [`ErrorKind::Quota`]; [`ErrorKind::ReadOnly`].
-    pub fn commit(&mut self) -> Result<u64> {
+    /// As for [`get`](Context::get) and [`put`](Context::put).
+    pub fn update<T: StateType, R>(
+        &mut self,
+        key: impl AsRef<[u8]>,
+        change: impl FnOnce(Seal<'_, T::Archived>) -> R,
+    ) -> Result<Option<R>> {
+        update::run::<T, R>(self, key.as_ref(), change)
+    }
+
+    /// Runs `body`, and takes back everything that it wrote if it returns an error; the error is handed on.
+    /// Savepoints nest. A panic in it takes its writes back too, and goes on.
+    ///
+    /// # Errors
+    /// Those of `body`; [`ErrorKind::InUse`] if an [`Edit`] is alive before it, or outlives it.
+    pub fn savepoint<R>(&mut self, body: impl FnOnce(&mut Context<'call>) -> Result<R>) -> Result<R> {
         self.call.settle()?;
+        let savepoint = Savepoint::begin(self.call)?;
+        let outcome = body(self).and_then(|value| self.call.settle().map(|()| value));
+        match outcome {
+            Ok(value) => savepoint.release().map(|()| value),
+            Err(error) => {
+                savepoint.take_back();
+                Err(error)
+            }
+        }
+    }
+
+    /// Commits what was written so far, for good, and begins the next transaction. Returns the number of the
+    /// process's last commit.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] while an [`Edit`] or a [`savepoint`](Context::savepoint) is alive;
+    /// [`ErrorKind::Conflict`], [`ErrorKind::Quota`], [`ErrorKind::NoSpace`]: nothing was committed, and what was
+    /// written is still waiting for the next commit. [`ErrorKind::ReadOnly`].
+    pub fn commit(&mut self) -> Result<u64> {
+        self.commit_by(|call, seq| {
+            // SAFETY: `raw` is alive and `seq` is writable.
+            unsafe { (call.host.commit)(call.raw, seq) }
+        })
+    }
+
+    /// As [`commit`](Context::commit), and waits until the commit has this durability.
+    ///
+    /// # Errors
+    /// As for [`commit`](Context::commit); [`ErrorKind::Internal`] if the node's disk fails, or does not have this
+    /// durability.
+    pub fn commit_at(&mut self, durability: Durability) -> Result<u64> {
+        self.commit_by(|call, seq| {
+            // SAFETY: as above.
+            unsafe { (call.host.commit_at)(call.raw, durability.as_u32(), seq) }
+        })
+    }
+
+    fn commit_by(&mut self, commit: impl FnOnce(&Call, *mut u64) -> i32) -> Result<u64> {
+        self.call.settle()?;
+        if self.call.savepoints.get() > 0 {
+            let message = "a savepoint is open, and a commit could not be taken back; commit after it";
+            return Err(Error::new(ErrorKind::InUse, message));
+        }
         let mut seq = 0;
-        // SAFETY: `raw` is alive and `seq` is writable.
-        let status = unsafe { (self.call.host.commit)(self.call.raw, &raw mut seq) };
+        let status = commit(self.call, &raw mut seq);
         self.call.check(status, || "committing".to_owned())?;
         Ok(seq)
+    }
+
+    /// Waits until a commit has this durability: one that [`commit`](Context::commit) has given, or the last one before
+    /// this invocation.
+    ///
+    /// # Errors
+    /// As for [`commit_at`](Context::commit_at).
+    pub fn wait_commit(&self, seq: u64, durability: Durability) -> Result<()> {
+        // SAFETY: `raw` is alive.
+        let status = unsafe { (self.call.host.wait_commit)(self.call.raw, seq, durability.as_u32()) };
+        self.call.check(status, || format!("waiting for commit {seq}"))
+    }
+
+    /// Keeps the files under `/state` as they are now, for an image with `files = "state"`. Files are outside the
+    /// transaction: an error afterwards does not take this back.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] if the image has no such files, or the disk fails; [`ErrorKind::Quota`],
+    /// [`ErrorKind::NoSpace`], [`ErrorKind::ReadOnly`].
+    pub fn sync_files(&mut self) -> Result<()> {
+        // SAFETY: `raw` is alive.
+        let status = unsafe { (self.call.host.sync_files)(self.call.raw) };
+        self.call.check(status, || "keeping the files under /state".to_owned())
     }
 
     fn text(&self, slice: DzSlice) -> &'call str {
@@ -358,13 +443,36 @@ impl fmt::Debug for Context<'_> {
     }
 }
 
-/// Adds a record to the vector of entries behind `ctx`.
+/// A scan that is under way.
+struct Scan<'call> {
+    call: &'call Call,
+    found: Vec<Entry<'call>>,
+}
+
+/// Adds a record to the [`Scan`] behind `ctx`.
 unsafe extern "C" fn collect(ctx: *mut c_void, key: *const DzSlice, value: *const DzValue) -> i32 {
-    // SAFETY: `scan` passes its vector, which nobody else touches meanwhile; the host passes a key that is
+    // SAFETY: `scan` passes its own, which nobody else touches meanwhile; the host passes a key that is
     // valid during the visit, and a value that is valid for the invocation.
     unsafe {
-        let found = &mut *ctx.cast::<Vec<Entry<'_>>>();
-        found.push(Entry::new((*key).as_bytes(), Record::new(*value)));
+        let scan = &mut *ctx.cast::<Scan<'_>>();
+        scan.found.push(Entry::new(scan.call, (*key).as_bytes(), Record::new(*value)));
     }
     0
+}
+
+/// A list of keys that is under way.
+struct Keys {
+    found: Vec<Key>,
+    limit: usize,
+}
+
+/// Adds a key to the [`Keys`] behind `ctx`, and ends when there are enough.
+unsafe extern "C" fn collect_key(ctx: *mut c_void, key: *const DzSlice, info: *const DzKeyInfo) -> i32 {
+    // SAFETY: `keys_after` passes its own, which nobody else touches meanwhile; the host passes a key and what is known of
+    // it, valid during the visit.
+    unsafe {
+        let keys = &mut *ctx.cast::<Keys>();
+        keys.found.push(Key::new((*key).as_bytes(), KeyInfo::of(&*info)));
+        i32::from(keys.found.len() >= keys.limit)
+    }
 }

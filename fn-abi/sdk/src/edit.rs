@@ -1,6 +1,6 @@
 //! Changing a record as if it were an ordinary variable.
 
-use crate::context::Call;
+use crate::call::Call;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::StateType;
 use crate::record::{archive, show};
@@ -74,9 +74,9 @@ impl<T: StateType> Drop for Edit<'_, T> {
             // The value may be half changed. If the function catches the panic it must not commit as if
             // nothing were lost.
             let message = format!("a panic interrupted the edit of the record `{}`", show(&self.key));
-            self.call.set_fault(Error::new(ErrorKind::Failed, message));
+            self.call.lose(Error::new(ErrorKind::Failed, message));
         } else if let Err(error) = self.write_back() {
-            self.call.set_fault(error);
+            self.call.lose(error);
         }
     }
 }

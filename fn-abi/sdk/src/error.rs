@@ -27,8 +27,17 @@ pub enum ErrorKind {
     BadInput,
     /// A record was written with another layout than the type that it is read as.
     TypeChanged,
-    /// The state of the process, or the node's disk, is full.
+    /// A record is damaged: it is no longer what was written. Others can be read, and writing it anew heals it.
+    Corrupt,
+    /// Another invocation changed first what this one wrote or [watches](crate::Context::watch). Nothing was
+    /// committed; the same call may be made again.
+    Conflict,
+    /// The state of the process is full.
     Quota,
+    /// The node's disk is full.
+    NoSpace,
+    /// The key is empty, or longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
+    BadKey,
     /// The input, the reply, a key or a value is over a limit.
     TooLarge,
     /// The deadline passed.
@@ -37,7 +46,7 @@ pub enum ErrorKind {
     Closed,
     /// A read-only function asked for a write.
     ReadOnly,
-    /// The record is being edited: an [`Edit`](crate::Edit) of it is still alive.
+    /// The record is being edited: an [`Edit`](crate::Edit) of it is still alive. Or a savepoint is.
     InUse,
     /// The node failed, or the SDK and the node disagree.
     Internal,
@@ -90,13 +99,21 @@ impl Error {
                 K::Quota,
                 "the state of this process is full; delete records, or raise `state` under [limits] in denizen.toml",
             ),
-            abi::DZ_E_READ_ONLY => (
-                K::ReadOnly,
-                "a read-only function cannot write, and only an exclusive one can commit early; take `&mut Context`",
-            ),
+            abi::DZ_E_READ_ONLY => {
+                (K::ReadOnly, "a read-only function can neither write nor commit; take `&mut Context`")
+            }
             abi::DZ_E_TOO_LARGE => (K::TooLarge, "it is over the limit; see [limits] in denizen.toml"),
             abi::DZ_E_CANCELLED => (K::Cancelled, "the deadline of the call has passed"),
             abi::DZ_E_CLOSED => (K::Closed, "the caller went away"),
+            abi::DZ_E_CONFLICT => (
+                K::Conflict,
+                "another invocation changed first what this one wrote or watches; nothing was committed, and it may be called again",
+            ),
+            abi::DZ_E_NO_SPACE => (K::NoSpace, "the node's disk is full; make room there"),
+            abi::DZ_E_CORRUPT => (
+                K::Corrupt,
+                "it is damaged, and no longer what was written; others are not: write it anew, or restore it from a copy",
+            ),
             abi::DZ_E_BUSY => (K::InUse, "it is in use; try again later"),
             abi::DZ_E_IO => (K::Internal, "the node's disk or connection failed"),
             abi::DZ_E_INVALID => (
@@ -117,10 +134,13 @@ impl Error {
     pub(crate) fn fail_kind(&self) -> abi::FailKind {
         use abi::FailKind as F;
         match self.kind {
-            ErrorKind::Failed | ErrorKind::ReadOnly | ErrorKind::InUse => F::Failed,
+            ErrorKind::Failed | ErrorKind::ReadOnly | ErrorKind::InUse | ErrorKind::BadKey => F::Failed,
             ErrorKind::BadInput => F::BadInput,
             ErrorKind::TypeChanged => F::TypeChanged,
-            ErrorKind::Quota => F::Quota,
+            ErrorKind::Corrupt => F::Corrupt,
+            ErrorKind::Conflict => F::Conflict,
+            // The host knows its own disk, and says so instead.
+            ErrorKind::Quota | ErrorKind::NoSpace => F::Quota,
             ErrorKind::TooLarge => F::TooLarge,
             ErrorKind::Cancelled | ErrorKind::Closed => F::Cancelled,
             ErrorKind::Internal => F::Internal,

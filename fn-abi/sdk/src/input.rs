@@ -1,6 +1,7 @@
 //! What a function can take: from the bytes that a caller sent to the type of its parameter.
 
-use crate::context::{Call, Context};
+use crate::call::Call;
+use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, bad_input};
 use crate::layout::StateType;
 use crate::reply::{Json, layout_parameter};
@@ -90,10 +91,20 @@ impl<'call, T: DeserializeOwned> FromInput<'call> for Json<T> {
 }
 
 /// An archive read in place: the input `&Archived<T>` is the bytes that the caller sent, checked once and
-/// never copied. It is the archived form of `T` (for a `struct Query` that is `ArchivedQuery`) by `Deref`.
+/// never copied. A [migration](macro@crate::migrate) can take an old record so. It is the archived form of `T`
+/// (for a `struct Query` that is `ArchivedQuery`) by `Deref`.
 #[derive(Debug)]
 #[repr(transparent)]
 pub struct Archived<T: StateType>(T::Archived);
+
+impl<T: StateType> Archived<T> {
+    pub(crate) fn wrap(archived: &T::Archived) -> &Archived<T> {
+        let this = std::ptr::from_ref(archived).cast::<Archived<T>>();
+        // SAFETY: `Archived<T>` is a transparent wrapper of `T::Archived`, so a reference to one is a
+        // reference to the other.
+        unsafe { &*this }
+    }
+}
 
 impl<T: StateType> Deref for Archived<T> {
     type Target = T::Archived;
@@ -120,10 +131,7 @@ impl<'call, T: StateType> FromInput<'call> for &'call Archived<T> {
             // What rkyv says is about addresses in here, which tell a caller nothing and are none of its business.
             rkyv::access::<_, rancor::Error>(cx.input::<&[u8]>()?)
                 .map_err(|_| bad_input(format_args!("the input is no archive of `{}`", T::layout())))?;
-        let this = std::ptr::from_ref(archived).cast::<Archived<T>>();
-        // SAFETY: `Archived<T>` is a transparent wrapper of `T::Archived`, so a reference to one is a
-        // reference to the other.
-        Ok(unsafe { &*this })
+        Ok(Archived::wrap(archived))
     }
 }
 

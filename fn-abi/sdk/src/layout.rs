@@ -4,6 +4,7 @@
 //! so each record carries the fingerprint of the type that wrote it, and is read only as a type with the same
 //! one.
 
+use crate::submitted::{List, Submitted};
 use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor;
@@ -13,7 +14,7 @@ use std::any::TypeId;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A type whose values can be kept in the state of a process.
 ///
@@ -151,54 +152,26 @@ fn archive_format() -> String {
     )
 }
 
-/// A state type that the plugin tells its host about. `#[state]` makes one static per type and submits it
-/// from a constructor of the plugin's library (`.init_array`), which every linker keeps and runs before
-/// `denizen_plugin_init`; so a type cannot be forgotten, whichever function uses it.
+/// A state type that the plugin tells its host about; `#[state]` submits it.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct TypeNode {
+pub struct DeclaredType {
     pub(crate) name: &'static str,
     pub(crate) layout: fn() -> String,
     pub(crate) fingerprint: fn() -> u64,
-    next: AtomicPtr<TypeNode>,
 }
 
-/// The list of submitted types. Nodes are only ever added.
-static SUBMITTED: AtomicPtr<TypeNode> = AtomicPtr::new(std::ptr::null_mut());
-
-impl TypeNode {
-    pub const fn new<T: StateType>(name: &'static str) -> TypeNode {
-        TypeNode {
-            name,
-            layout: T::layout,
-            fingerprint: T::fingerprint,
-            next: AtomicPtr::new(std::ptr::null_mut()),
-        }
+impl DeclaredType {
+    #[must_use]
+    pub const fn new<T: StateType>(name: &'static str) -> DeclaredType {
+        DeclaredType { name, layout: T::layout, fingerprint: T::fingerprint }
     }
+}
 
-    /// Adds the node. Runs before anything else of the library, so it neither allocates nor panics. Called
-    /// once per node.
-    pub fn submit(&'static self) {
-        let this = std::ptr::from_ref(self).cast_mut();
-        let mut head = SUBMITTED.load(Ordering::Acquire);
-        loop {
-            self.next.store(head, Ordering::Relaxed);
-            match SUBMITTED.compare_exchange_weak(head, this, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return,
-                Err(now) => head = now,
-            }
-        }
-    }
-
-    /// Every submitted type.
-    pub(crate) fn all() -> impl Iterator<Item = &'static TypeNode> {
-        let mut next = &SUBMITTED;
-        std::iter::from_fn(move || {
-            // SAFETY: the list holds null or nodes that came in as `&'static`, published with release.
-            let node: &'static TypeNode = unsafe { next.load(Ordering::Acquire).as_ref() }?;
-            next = &node.next;
-            Some(node)
-        })
+impl Submitted for DeclaredType {
+    fn list() -> &'static List<DeclaredType> {
+        static TYPES: List<DeclaredType> = List::new();
+        &TYPES
     }
 }
 
@@ -280,7 +253,7 @@ mod tests {
 
     #[test]
     fn marked_types_are_submitted_before_main() {
-        let names: Vec<_> = TypeNode::all().map(|node| node.name).collect();
+        let names: Vec<_> = DeclaredType::list().iter().map(|ty| ty.name).collect();
         for name in ["Word", "Tree", "Shape", "Both"] {
             assert!(names.contains(&name), "{name} is missing in {names:?}");
         }

@@ -1,17 +1,20 @@
 //! The border between a plugin and its host: what `export!` expands to, and the one entry that runs every
 //! function.
 
-use crate::context::{Call, Context, size_of_u32};
+use crate::call::{Call, size_of_u32};
+use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::input::FromInput;
-use crate::layout::TypeNode;
+use crate::layout::DeclaredType;
+use crate::migration::Ways;
 use crate::panics;
 use crate::reply::{IntoReply, Outcome, deliver};
+use crate::submitted::Submitted;
 use denizen_abi::{
     ABI_VERSION, Concurrency, DZ_E_INVALID, DZ_OK, DzCall, DzFunction, DzHost, DzInit, DzRegistry, DzSlice,
     DzType, FailKind, Payload,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::fmt;
 use std::io::Write as _;
@@ -195,15 +198,20 @@ impl Init {
         ))
     }
 
-    /// Tells the host about every type that `#[state]` marks.
+    /// Tells the host about every type that `#[state]` marks, and which layouts it is migrated from.
     fn declare_types(&mut self) -> Result<()> {
-        for (name, (fingerprint, layout)) in submitted_types()? {
+        let ways = Ways::check()?;
+        for (name, declared) in submitted_types(ways)? {
+            let (fingerprint, layout) = ((declared.fingerprint)(), (declared.layout)());
+            let migrates_from = ways.sources(fingerprint);
             let ty = DzType {
                 size: size_of_u32::<DzType>(),
                 _pad: 0,
                 fingerprint,
                 name: text(name),
                 layout: text(&layout),
+                migrates_from: migrates_from.as_ptr(),
+                migrates_from_len: migrates_from.len(),
             };
             // SAFETY: the registry is valid while `Init` is lent out, and the host copies what `ty` points
             // to.
@@ -216,25 +224,35 @@ impl Init {
     }
 }
 
-/// The submitted types by name. A layout change is told by the name, so a name must stand for one type.
-fn submitted_types() -> Result<BTreeMap<&'static str, (u64, String)>> {
-    let mut types = BTreeMap::new();
-    for node in TypeNode::all() {
-        let ((fingerprint, layout), name) = (((node.fingerprint)(), (node.layout)()), node.name);
-        match types.insert(name, (fingerprint, layout.clone())) {
-            Some((other, other_layout)) if other != fingerprint => {
-                return Err(Error::new(
-                    ErrorKind::Failed,
-                    format!(
-                        "two state types are called `{name}`: `{other_layout}` and `{layout}`; rename one, or give it another \
-                         name with #[state(name = \"...\")]"
-                    ),
-                ));
-            }
-            _ => {}
-        }
+/// The submitted types by name. A layout change is told by the name, so a name must stand for one type: of
+/// several, the one that all others are migrated to.
+fn submitted_types(ways: &Ways) -> Result<BTreeMap<&'static str, &'static DeclaredType>> {
+    let mut types: BTreeMap<&'static str, Vec<&'static DeclaredType>> = BTreeMap::new();
+    for ty in DeclaredType::list().iter() {
+        types.entry(ty.name).or_default().push(ty);
     }
-    Ok(types)
+    types.into_iter().map(|(name, namesakes)| Ok((name, newest(ways, name, &namesakes)?))).collect()
+}
+
+/// Which of the types of one name is the one that the plugin writes.
+fn newest(ways: &Ways, name: &str, namesakes: &[&'static DeclaredType]) -> Result<&'static DeclaredType> {
+    let leads = |from: &DeclaredType, to: &DeclaredType| {
+        let (from, to) = ((from.fingerprint)(), (to.fingerprint)());
+        from == to || ways.lead(from, to)
+    };
+    let newest = namesakes.iter().find(|one| namesakes.iter().all(|other| leads(other, one)));
+    newest.copied().ok_or_else(|| {
+        let layouts: BTreeSet<String> = namesakes.iter().map(|one| format!("`{}`", (one.layout)())).collect();
+        let layouts = layouts.into_iter().collect::<Vec<_>>().join(" and ");
+        Error::new(
+            ErrorKind::Failed,
+            format_args!(
+                "two state types are called `{name}`: {layouts}; rename one, or give it another name with \
+                 #[state(name = \"...\")]. If one is an older layout of the other, lead from it to the newer one with a \
+                 #[migrate] function; if it is only a part of such records, mark it #[payload(name = \"...\")]"
+            ),
+        )
+    })
 }
 
 type Run = dyn Fn(&mut Context<'_>) -> Result<()> + Send + Sync;

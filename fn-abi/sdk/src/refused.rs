@@ -12,6 +12,45 @@
 //! fn f(cx: &mut Context) -> Result<()> { cx.put("key", &1_u64) }
 //! ```
 //!
+//! ```compile_fail,E0596
+//! # use denizen::prelude::*;
+//! #[function]
+//! fn f(cx: &Context) -> Result<()> { cx.update::<u64, _>("key", |mut n| *n = 1.into()).map(drop) }
+//! ```
+//! ```
+//! # use denizen::prelude::*;
+//! #[function]
+//! fn f(cx: &mut Context) -> Result<()> { cx.update::<u64, _>("key", |mut n| *n = 1.into()).map(drop) }
+//! ```
+//!
+//! What is updated in place keeps its size, and nothing else is looked at meanwhile:
+//! ```compile_fail,E0594
+//! # use denizen::prelude::*;
+//! #[function]
+//! fn f(cx: &mut Context) -> Result<()> {
+//!     cx.update::<String, _>("key", |mut text| *text = denizen::rkyv::Archived::<String>::default()).map(drop)
+//! }
+//! ```
+//! ```compile_fail,E0502
+//! # use denizen::prelude::*;
+//! #[function]
+//! fn f(cx: &mut Context) -> Result<()> {
+//!     cx.update::<u64, _>("key", |_| cx.get_bytes("key").map(drop)).map(drop)
+//! }
+//! ```
+//!
+//! A migration leads from one record to another:
+//! ```compile_fail,E0277
+//! # use denizen::prelude::*;
+//! #[migrate]
+//! fn f(old: u32) -> Result<std::rc::Rc<u64>> { Ok(std::rc::Rc::new(old.into())) }
+//! ```
+//! ```
+//! # use denizen::prelude::*;
+//! #[migrate]
+//! fn f(old: u32) -> Result<u64> { Ok(old.into()) }
+//! ```
+//!
 //! A field that cannot be kept, and one that can:
 //! ```compile_fail,E0277
 //! # use denizen::prelude::*;

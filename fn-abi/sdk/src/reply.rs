@@ -1,6 +1,7 @@
 //! What a function can give: from its value to the bytes that the caller gets.
 
-use crate::context::{Call, Context};
+use crate::call::Call;
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layout::StateType;
 use crate::record::archive;
