@@ -38,7 +38,10 @@ static int32_t failed(dz_call *call, uint32_t kind, const char *why) {
 static int32_t host_failed(dz_call *call, int32_t status) {
     switch (status) {
     case DZ_E_QUOTA:
+    case DZ_E_NO_SPACE:
         return failed(call, DZ_FAIL_QUOTA, "the state is full");
+    case DZ_E_CORRUPT:
+        return failed(call, DZ_FAIL_CORRUPT, "the count is damaged");
     case DZ_E_TOO_LARGE:
         return failed(call, DZ_FAIL_TOO_LARGE, "the input or the reply is too large");
     case DZ_E_CANCELLED:
@@ -61,6 +64,26 @@ static int32_t read_count(dz_call *call, uint64_t *count) {
     return status;
 }
 
+/* Counts one more, in place: the host gives a copy of the record, which is committed with the rest. */
+static int32_t count_one(dz_call *call, uint64_t *count) {
+    uint8_t *record;
+    size_t len;
+    dz_slice first;
+    int32_t status = host->state_update(call, dz_text("count"), &record, &len);
+    *count = 1;
+    if (status == DZ_E_NOT_FOUND || (status == DZ_OK && len != sizeof *count)) {
+        first.ptr = (const uint8_t *)count;
+        first.len = sizeof *count;
+        return host->state_put(call, dz_text("count"), 0, first);
+    }
+    if (status == DZ_OK) {
+        memcpy(count, record, sizeof *count);
+        *count += 1;
+        memcpy(record, count, sizeof *count);
+    }
+    return status;
+}
+
 static int32_t reply(dz_call *call, const char *text, size_t len) {
     uint8_t *buffer;
     int32_t status = host->reply_content_type(call, dz_text("text/plain; charset=utf-8"));
@@ -74,7 +97,7 @@ static int32_t reply(dz_call *call, const char *text, size_t len) {
 /* `hello`, `bonjour`, `ahoj`: the body is a name. */
 static int32_t greet(void *data, dz_call *call) {
     const struct language *language = data;
-    dz_slice name, count_bytes;
+    dz_slice name;
     char text[512];
     uint64_t count;
     int32_t status = host->input(call, &name);
@@ -83,13 +106,7 @@ static int32_t greet(void *data, dz_call *call) {
     if (name.len == 0 || name.len > 200)
         return failed(call, DZ_FAIL_BAD_INPUT, "send a name of 1 to 200 bytes");
 
-    status = read_count(call, &count);
-    if (status != DZ_OK)
-        return host_failed(call, status);
-    count += 1;
-    count_bytes.ptr = (const uint8_t *)&count;
-    count_bytes.len = sizeof count;
-    status = host->state_put(call, dz_text("count"), 0, count_bytes);
+    status = count_one(call, &count);
     if (status != DZ_OK)
         return host_failed(call, status);
 

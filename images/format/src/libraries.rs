@@ -6,7 +6,9 @@
 //! the standard directories.
 //!
 //! At run time nothing is searched. The runner loads `lib/*` by absolute path, dependencies first; the loader
-//! then finds each needed name among what is loaded already, by its `DT_SONAME`. That is why a library
+//! then finds each needed name among what is loaded already, by its `DT_SONAME`. It finds the order by trying:
+//! a library whose dependencies are not loaded yet fails before any of its code runs, and is tried again. So
+//! the order in the list of contents shows that there is one, and what it is changes nothing. That is why a library
 //! without its own name, and a circle of libraries, are refused here with a reason instead of failing there
 //! without one.
 

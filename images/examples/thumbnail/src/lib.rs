@@ -11,6 +11,9 @@ use sha2::{Digest, Sha256};
 /// How many pictures a process keeps.
 const KEPT: usize = 32;
 
+/// The longer edge of a thumbnail, in pixels, where nobody asked for another.
+const MAX_EDGE: u32 = 256;
+
 /// What a process remembers beside the pictures themselves, which lie under `picture/HASH/EDGE`.
 #[state]
 struct Gallery {
@@ -32,7 +35,7 @@ struct Size {
 
 impl Default for Gallery {
     fn default() -> Gallery {
-        Gallery { max_edge: 256, made: 0, reused: 0, last: None, kept: Vec::new() }
+        Gallery { max_edge: MAX_EDGE, made: 0, reused: 0, last: None, kept: Vec::new() }
     }
 }
 
@@ -54,14 +57,19 @@ struct Seen {
 /// picture keeps its size.
 #[function]
 fn thumbnail(cx: &mut Context, file: &[u8]) -> Result<Reply> {
-    let mut gallery = cx.edit_or_default::<Gallery>("gallery")?;
-    let key = format!("picture/{}/{}", hex(&Sha256::digest(file)), gallery.max_edge);
+    let max_edge = cx.get::<Gallery>("gallery")?.map_or(MAX_EDGE, |gallery| gallery.max_edge.to_native());
+    let key = format!("picture/{}/{max_edge}", hex(&Sha256::digest(file)));
     if let Some(png) = cx.get_bytes(&key)? {
-        gallery.reused += 1;
+        // One number of the record changes: in place, without making a `Gallery` of it.
+        cx.update::<Gallery, _>("gallery", |gallery| {
+            munge!(let ArchivedGallery { mut reused, .. } = gallery);
+            *reused += 1;
+        })?;
         return Ok(Reply::new("image/png", png));
     }
-    let small = picture::shrink(file, gallery.max_edge)?;
+    let small = picture::shrink(file, max_edge)?;
     cx.put_bytes(&key, &small.png)?;
+    let mut gallery = cx.edit_or_default::<Gallery>("gallery")?;
     gallery.made += 1;
     gallery.last = Some(Size { width: small.width, height: small.height });
     gallery.kept.push(key);
@@ -86,7 +94,7 @@ fn resize_to(cx: &mut Context, Json(wanted): Json<MaxEdge>) -> Result<Json<MaxEd
 #[function]
 fn gallery(cx: &Context) -> Result<Json<Seen>> {
     let Some(gallery) = cx.get::<Gallery>("gallery")? else {
-        return Ok(Json(Seen { max_edge: Gallery::default().max_edge, made: 0, reused: 0, last: None }));
+        return Ok(Json(Seen { max_edge: MAX_EDGE, made: 0, reused: 0, last: None }));
     };
     let last = gallery.last.as_ref().map(|size| [size.width.to_native(), size.height.to_native()]);
     let (made, reused) = (gallery.made.to_native(), gallery.reused.to_native());

@@ -29,7 +29,8 @@ pub use package::{PackageOptions, Profile, from_package};
 pub struct PluginOptions {
     /// The shared library.
     pub plugin: PathBuf,
-    /// Its manifest. A manifest that says `files = "image"` takes the directory `files` beside it.
+    /// Its manifest. A manifest that says `files = "image"` takes the directory `files` beside it; `files = "state"` takes it
+    /// if it is there.
     pub manifest: Option<PathBuf>,
     /// The image's name where there is no manifest. Without either, the file's name less `lib` and `.so`.
     pub name: Option<String>,
@@ -206,7 +207,12 @@ impl Source {
             .map_err(failed)?;
         let manifest = Manifest::parse_bytes(&text, path)?;
         let dir = path.parent().unwrap_or(Path::new("")).join("files");
-        let files = (manifest.files == Files::Image).then_some(dir);
+        let files = match manifest.files {
+            Files::None => None,
+            Files::Image => Some(dir),
+            // What a process keeps is its own; what the image brings along is up to the author.
+            Files::State => Some(dir).filter(|dir| dir.exists()),
+        };
         Ok(Self { text, manifest, files })
     }
 
@@ -356,10 +362,24 @@ mod tests {
         fs::write(&manifest, "name = \"a\"\nfiles = \"image\"\n").unwrap();
         let options = PluginOptions { plugin, manifest: Some(manifest), name: None };
         assert!(matches!(from_plugin(&options), Err(BuildError::NoFiles { .. })));
+        let own = dir.path().join("own.toml");
+        fs::write(&own, "name = \"a\"\nfiles = \"state\"\n").unwrap();
+        let own = PluginOptions { manifest: Some(own), ..options.clone() };
+        assert!(
+            !store(dir.path())
+                .import_archive(&archive(&from_plugin(&own).unwrap())[..], &ImportLimits::default())
+                .unwrap()
+                .dir
+                .join("files")
+                .exists()
+        );
 
         fs::create_dir_all(dir.path().join("files/deep")).unwrap();
         fs::write(dir.path().join("files/deep/x.txt"), "x").unwrap();
         let built = from_plugin(&options).unwrap();
+        let image = store(dir.path()).import_archive(&archive(&built)[..], &ImportLimits::default()).unwrap();
+        assert_eq!(fs::read(image.dir.join("files/deep/x.txt")).unwrap(), b"x");
+        let built = from_plugin(&own).unwrap();
         let image = store(dir.path()).import_archive(&archive(&built)[..], &ImportLimits::default()).unwrap();
         assert_eq!(fs::read(image.dir.join("files/deep/x.txt")).unwrap(), b"x");
 

@@ -2,7 +2,7 @@
 //!
 //! The plugin declares its functions and how they may run side by side; the manifest only bounds them. It is
 //! written by people, so a mistake names its line, says what to write instead, and all mistakes are told at
-//! once. What this release cannot keep (a base image, egress, state files, durability beyond the node) is
+//! once. What this release cannot keep (a base image, egress, durability beyond the node) is
 //! refused by name rather than accepted and not honoured.
 //!
 //! Machines read the JSON form ([`serde::Serialize`]): the same tree with units in the field names
@@ -81,6 +81,8 @@ pub enum Files {
     None,
     /// Those of the image, read-only, under `/image/files`.
     Image,
+    /// Those of the image, and files of the process's own under `/state`, which are kept with its state.
+    State,
 }
 
 /// What one process may use, and how many there may be.
@@ -92,6 +94,10 @@ pub struct Limits {
     /// State of the process, garbage not yet collected included, in bytes. Default 1 GiB.
     #[serde(rename = "state_bytes")]
     pub state: ByteSize,
+    /// Files under `/state`, in bytes of memory. `None` without [`Files::State`]; with it, by default 64 MiB, or a quarter of
+    /// the memory limit or half of the state limit if that is less. At most half of the memory limit, and the state limit.
+    #[serde(rename = "files_bytes", default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<ByteSize>,
     /// The longest request body, in bytes. Default 64 MiB.
     #[serde(rename = "body_bytes")]
     pub body: ByteSize,
@@ -104,6 +110,9 @@ pub struct Limits {
     pub deadline: Duration,
     /// Threads of the sandbox, the runner's own included. Default 16.
     pub threads: u32,
+    /// Processor time, in hundredths of one core: 150 is one and a half. `None`: as much as there is.
+    #[serde(rename = "cpu_percent", default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u32>,
     /// Processes of the application, swapped ones included. Default 10,000.
     pub processes: u64,
 }
@@ -113,10 +122,12 @@ impl Default for Limits {
         Self {
             memory: ByteSize::mib(256),
             state: ByteSize::mib(1024),
+            files: None,
             body: ByteSize::mib(64),
             reply: ByteSize::mib(64),
             deadline: Duration::from_secs(30),
             threads: 16,
+            cpu: None,
             processes: 10_000,
         }
     }
@@ -158,7 +169,7 @@ pub enum Durability {
     /// It survives the sandbox and the agent.
     #[default]
     Process,
-    /// It survives a power cut of the node. Reserved: a manifest that asks for it is refused.
+    /// It survives a power cut of the node: it is on its disk.
     Node,
     /// It is in the swap store. Reserved: a manifest that asks for it is refused.
     Store,
@@ -175,7 +186,7 @@ pub struct FunctionPolicy {
         skip_serializing_if = "Option::is_none"
     )]
     pub deadline: Option<Duration>,
-    /// At least the process's.
+    /// In place of the process's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
     /// In place of the image's. It may be larger than memory only for a function that streams its input.
@@ -244,6 +255,11 @@ impl Manifest {
     /// The longest body of a call to `function`.
     pub fn body_of(&self, function: &str) -> ByteSize {
         self.functions.get(function).and_then(|policy| policy.body).unwrap_or(self.limits.body)
+    }
+
+    /// Size of the file system at `/state`, in bytes; 0 if there is none.
+    pub fn files_bytes(&self) -> u64 {
+        self.limits.files.map_or(0, ByteSize::bytes)
     }
 
     /// What a reply of `function` promises.

@@ -21,7 +21,8 @@ use crate::names;
 type Span = Range<usize>;
 
 const TOP: &[&str] = &["name", "base", "files", "egress", "limits", "process", "functions"];
-const LIMITS: &[&str] = &["memory", "state", "body", "reply", "deadline", "threads", "processes"];
+const LIMITS: &[&str] =
+    &["memory", "state", "files", "body", "reply", "deadline", "threads", "cpu", "processes"];
 const PROCESS: &[&str] = &["create", "idle", "durability"];
 const FUNCTION: &[&str] = &["deadline", "durability", "body"];
 const SECTIONS: [(&str, &[&str]); 4] = [
@@ -33,9 +34,11 @@ const SECTIONS: [(&str, &[&str]); 4] = [
 
 const MEMORY: RangeInclusive<ByteSize> = ByteSize::mib(16)..=ByteSize::new(1 << 40);
 const STATE: RangeInclusive<ByteSize> = ByteSize::mib(1)..=ByteSize::new(1 << 40);
+const FILES: RangeInclusive<ByteSize> = ByteSize::new(64 << 10)..=ByteSize::new(1 << 40);
 const BODY: RangeInclusive<ByteSize> = ByteSize::new(1)..=ByteSize::new(1 << 40);
 const DEADLINE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
 const IDLE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(365 * 86_400);
+const CPU: RangeInclusive<u64> = 1..=6400;
 const THREADS: RangeInclusive<u64> = 2..=1024;
 const PROCESSES: RangeInclusive<u64> = 1..=10_000_000;
 
@@ -147,8 +150,10 @@ impl Reader<'_> {
         self.refuse_unknown(top, "the top of the file", TOP);
         self.refuse_reserved(top);
         let name = self.name(top);
-        let files = self.files(top);
-        let limits = self.table(top, "limits").map(|table| self.limits(table)).unwrap_or_default();
+        let files = self.files(top).unwrap_or_default();
+        let none = DeTable::new();
+        let limits = self.table(top, "limits").unwrap_or(&none);
+        let limits = self.limits(limits, files);
         let process = self.table(top, "process").map(|table| self.process(table)).unwrap_or_default();
         let mut lines = BTreeMap::new();
         let functions = self
@@ -156,7 +161,7 @@ impl Reader<'_> {
             .map(|table| self.functions(table, &limits, &mut lines))
             .unwrap_or_default();
         let origin = Origin { path: path.to_owned(), lines };
-        Some(Manifest { name: name?, files: files.unwrap_or_default(), limits, process, functions, origin })
+        Some(Manifest { name: name?, files, limits, process, functions, origin })
     }
 
     fn name(&mut self, top: &DeTable<'_>) -> Option<String> {
@@ -192,19 +197,21 @@ impl Reader<'_> {
     }
 
     fn files(&mut self, top: &DeTable<'_>) -> Option<Files> {
-        let reserved = [("state", "functions keep objects, not files, in this release")];
-        self.choice(top, "files", &[("none", Files::None), ("image", Files::Image)], &reserved)
+        let choices = [("none", Files::None), ("image", Files::Image), ("state", Files::State)];
+        self.choice(top, "files", &choices, &[])
     }
 
-    fn limits(&mut self, table: &DeTable<'_>) -> Limits {
+    fn limits(&mut self, table: &DeTable<'_>, files: Files) -> Limits {
         self.refuse_unknown(table, "[limits]", LIMITS);
         let default = Limits::default();
         let memory = self.size(table, "memory", MEMORY).unwrap_or(default.memory);
         // A default must not contradict a memory limit that the author chose.
         let share = ByteSize::new(memory.bytes() / 4);
+        let state = self.size(table, "state", STATE).unwrap_or(default.state);
         let limits = Limits {
             memory,
-            state: self.size(table, "state", STATE).unwrap_or(default.state),
+            state,
+            files: self.files_limit(table, files, memory, state),
             body: self.size(table, "body", BODY).unwrap_or(default.body.min(share)),
             reply: self.size(table, "reply", BODY).unwrap_or(default.reply.min(share)),
             deadline: self.duration(table, "deadline", DEADLINE).unwrap_or(default.deadline),
@@ -212,11 +219,47 @@ impl Reader<'_> {
                 .integer(table, "threads", THREADS)
                 .and_then(|threads| u32::try_from(threads).ok())
                 .unwrap_or(default.threads),
+            cpu: self.integer(table, "cpu", CPU).and_then(|percent| u32::try_from(percent).ok()),
             processes: self.integer(table, "processes", PROCESSES).unwrap_or(default.processes),
         };
         self.refuse_over_memory(table, "body", limits.body, memory);
         self.refuse_over_memory(table, "reply", limits.reply, memory);
         limits
+    }
+
+    /// The files lie in memory, and what is captured of them in the state: there must be room in both.
+    fn files_limit(
+        &mut self,
+        table: &DeTable<'_>,
+        files: Files,
+        memory: ByteSize,
+        state: ByteSize,
+    ) -> Option<ByteSize> {
+        const DEFAULT: ByteSize = ByteSize::mib(64);
+        let size = self.size(table, "files", FILES);
+        let Some(found) = table.get("files") else {
+            let most = ByteSize::new((memory.bytes() / 4).min(state.bytes() / 2));
+            return (files == Files::State).then(|| DEFAULT.min(most));
+        };
+        let size = size?;
+        let most = ByteSize::new(memory.bytes() / 2);
+        let message = if files != Files::State {
+            "`files` bounds what lies in /state, and this image has no such files; remove the line, or write files = \"state\" at the \
+             top of the file"
+                .to_owned()
+        } else if size > most {
+            format!(
+                "`files` of {size} is over {most}, half of the memory limit, in which they lie; lower it or raise `memory`"
+            )
+        } else if size > state {
+            format!(
+                "`files` of {size} is over the state limit of {state}, in which they are kept; lower it or raise `state`"
+            )
+        } else {
+            return Some(size);
+        };
+        self.problem(&found.span(), message);
+        None
     }
 
     fn refuse_over_memory(&mut self, table: &DeTable<'_>, key: &str, value: ByteSize, memory: ByteSize) {
@@ -240,10 +283,9 @@ impl Reader<'_> {
     }
 
     fn durability(&mut self, table: &DeTable<'_>) -> Option<Durability> {
-        let why =
-            "this release keeps what the sandbox and the agent's death cannot touch, and promises no more";
-        let reserved = [("node", why), ("store", why)];
-        self.choice(table, "durability", &[("process", Durability::Process)], &reserved)
+        let reserved = [("store", "this release promises what survives on its node, and no more")];
+        let choices = [("process", Durability::Process), ("node", Durability::Node)];
+        self.choice(table, "durability", &choices, &reserved)
     }
 
     fn functions(

@@ -34,6 +34,7 @@ body = "1MiB"
 reply = "512 KiB"
 deadline = "5m"
 threads = 8
+cpu = 150
 processes = 3
 [process]
 create = "explicit"
@@ -41,7 +42,7 @@ idle = "500ms"
 durability = "process"
 [functions.pay]
 deadline = "2s"
-durability = "process"
+durability = "node"
 body = "9B"
 [functions.list]
 "#,
@@ -59,7 +60,70 @@ body = "9B"
         (Duration::from_secs(2), Duration::from_secs(300))
     );
     assert_eq!((manifest.body_of("pay").bytes(), manifest.body_of("list")), (9, ByteSize::mib(1)));
-    assert_eq!(manifest.durability_of("pay"), Durability::Process);
+    assert_eq!(
+        (manifest.durability_of("pay"), manifest.durability_of("list")),
+        (Durability::Node, Durability::Process)
+    );
+    assert_eq!((manifest.limits.cpu, manifest.limits.files, manifest.files_bytes()), (Some(150), None, 0));
+}
+
+#[test]
+fn a_function_may_promise_less_than_its_process() {
+    let manifest =
+        parse("name = \"a\"\nprocess.durability = \"node\"\nfunctions.f.durability = \"process\"\n");
+    let manifest = manifest.unwrap();
+    assert_eq!(
+        (manifest.durability_of("f"), manifest.durability_of("other")),
+        (Durability::Process, Durability::Node)
+    );
+}
+
+#[test]
+fn files_of_its_own_have_room_in_memory_and_in_the_state() {
+    let files = |limits: &str| {
+        let manifest = parse(&format!("name = \"a\"\nfiles = \"state\"\n{limits}")).unwrap();
+        assert_eq!(manifest.files, Files::State);
+        manifest.limits.files.unwrap()
+    };
+    assert_eq!(files(""), ByteSize::mib(64));
+    assert_eq!(files("limits.memory = \"64MiB\"\n"), ByteSize::mib(16));
+    assert_eq!(files("limits.state = \"4MiB\"\n"), ByteSize::mib(2));
+    assert_eq!(files("[limits]\nmemory = \"64MiB\"\nfiles = \"32MiB\"\n"), ByteSize::mib(32));
+    for (text, says) in [
+        (
+            "files = \"state\"\n[limits]\nmemory = \"64MiB\"\nfiles = \"33MiB\"\n",
+            "denizen.toml:5:9: `files` of 33MiB is over 32MiB, half of the memory limit",
+        ),
+        (
+            "files = \"state\"\n[limits]\nstate = \"1MiB\"\nfiles = \"2MiB\"\n",
+            "denizen.toml:5:9: `files` of 2MiB is over the state limit of 1MiB",
+        ),
+        (
+            "files = \"state\"\n[limits]\nfiles = \"1B\"\n",
+            "denizen.toml:4:9: `files` of 1B is out of range; it may be 64KiB to 1TiB",
+        ),
+        (
+            "files = \"image\"\n[limits]\nfiles = \"2MiB\"\n",
+            "denizen.toml:4:9: `files` bounds what lies in /state",
+        ),
+        (
+            "files = \"own\"\n",
+            "denizen.toml:2:9: `files` cannot be \"own\"; write \"none\" or \"image\" or \"state\"",
+        ),
+    ] {
+        let refused = refusal(&format!("name = \"a\"\n{text}"));
+        assert!(refused.starts_with(says), "{refused}");
+        assert_eq!(refused.lines().count(), 1, "{refused}");
+    }
+}
+
+#[test]
+fn processor_time_is_a_percentage_of_a_core() {
+    for value in ["0", "6401", "-1", "1.5", "\"50%\""] {
+        let text = refusal(&format!("name = \"a\"\n[limits]\ncpu = {value}\n"));
+        assert!(text.starts_with("denizen.toml:3:7: `cpu`"), "{value}: {text}");
+    }
+    assert_eq!(parse("name = \"a\"\nlimits.cpu = 6400\n").unwrap().limits.cpu, Some(6400));
 }
 
 #[test]
@@ -79,6 +143,15 @@ fn json_has_units_in_its_names_and_comes_back_equal() {
         serde_json::json!({"create": "on-call", "idle_ms": 60_000, "durability": "process"})
     );
     assert_eq!(json["functions"]["f"], serde_json::json!({"deadline_ms": 2000}));
+    assert_eq!(serde_json::from_value::<Manifest>(json).unwrap(), manifest);
+    let manifest = parse("name = \"a\"\nfiles = \"state\"\nlimits.cpu = 50\nprocess.durability = \"node\"\n");
+    let manifest = manifest.unwrap();
+    let json = serde_json::to_value(&manifest).unwrap();
+    assert_eq!((&json["files"], &json["limits"]["files_bytes"]), (&"state".into(), &(64 << 20).into()));
+    assert_eq!(
+        (&json["limits"]["cpu_percent"], &json["process"]["durability"]),
+        (&50.into(), &"node".into())
+    );
     assert_eq!(serde_json::from_value::<Manifest>(json).unwrap(), manifest);
 }
 
@@ -155,9 +228,8 @@ fn what_this_release_does_not_keep_is_refused_by_name() {
     for (line, word) in [
         ("base = \"debian\"", "`base` is reserved"),
         ("egress = [\"example.org\"]", "`egress` is reserved"),
-        ("files = \"state\"", "`files` = \"state\" is reserved"),
         ("process = { durability = \"store\" }", "`durability` = \"store\" is reserved"),
-        ("functions = { f = { durability = \"node\" } }", "`durability` = \"node\" is reserved"),
+        ("functions = { f = { durability = \"store\" } }", "`durability` = \"store\" is reserved"),
     ] {
         let text = refusal(&format!("name = \"a\"\n{line}\n"));
         assert!(text.starts_with("denizen.toml:2:") && text.contains(word), "{text}");
