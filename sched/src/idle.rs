@@ -1,4 +1,5 @@
-//! When a quiet process is due to be swapped out. Pure: no clock, no I/O; the time is an argument.
+//! When a quiet process is due to be swapped out, and which goes first where room is scarce. Pure: no clock,
+//! no I/O; the time is an argument.
 
 use std::time::Duration;
 
@@ -36,6 +37,13 @@ pub fn verdict(activity: Activity, idle: Duration, now_ms: u64) -> Verdict {
     }
 }
 
+/// Which of `processes` is swapped out before its time when another needs its room: of those without calls the one that has been quiet
+/// longest. Of equals, the first. `None`: all are busy.
+pub fn first_out<K>(processes: impl IntoIterator<Item = (K, Activity)>) -> Option<K> {
+    let quiet = processes.into_iter().filter(|(_, activity)| activity.in_flight == 0);
+    quiet.min_by_key(|(_, activity)| activity.quiet_since_ms).map(|(process, _)| process)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +66,15 @@ mod tests {
         let idle = Duration::from_millis(500);
         let Verdict::Wait(rest) = verdict(activity, idle, 200) else { panic!("it should wait") };
         assert_eq!(verdict(activity, idle, 200 + u64::try_from(rest.as_millis()).unwrap()), Verdict::Due);
+    }
+
+    #[test]
+    fn the_longest_quiet_goes_first_and_a_busy_one_never() {
+        let with = |in_flight, quiet_since_ms| Activity { in_flight, quiet_since_ms };
+        let processes =
+            [("busy", with(1, 0)), ("late", with(0, 9)), ("early", with(0, 3)), ("equal", with(0, 3))];
+        assert_eq!(first_out(processes), Some("early"));
+        assert_eq!(first_out([("busy", with(2, 0))]), None);
+        assert_eq!(first_out::<()>([]), None);
     }
 }

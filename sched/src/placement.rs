@@ -1,7 +1,7 @@
 //! Which node runs a process. Pure: no clock, no I/O, no randomness but the seed.
 //!
-//! A node fits if it takes processes at all and has room for the whole limit of each resource: an image's
-//! limits are a promise to its author, so nothing is overcommitted here. Among the nodes that fit, the least
+//! A node fits if it takes processes at all and has room for the whole limit of each resource. Whether limits reserve anything is the
+//! node's to say: what it calls free is believed, and nothing is overcommitted here. Among the nodes that fit, the least
 //! cost wins. The cost is the node's load, plus what it costs to bring the image and the state there, in the
 //! same unit. Nodes that cost about the same are told apart by the seed, so that many decisions from one
 //! stale view do not all pick the same node. The order in which nodes are listed never matters.
@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use denizen_image::ByteSize;
+use serde::{Deserialize, Serialize};
 
 /// What the absence of the image on a node is worth, in permille of load.
 const FETCH_IMAGE_PERMILLE: u32 = 150;
@@ -18,12 +19,19 @@ const FETCH_STATE_PERMILLE: u32 = 400;
 const TIE_PERMILLE: u32 = 50;
 
 /// What a process asks of its node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Need {
     /// `limits.memory` of its image.
     pub memory: ByteSize,
     /// `limits.state` of its image.
     pub state: ByteSize,
+}
+
+impl Default for Need {
+    /// Nothing but a sandbox.
+    fn default() -> Self {
+        Self { memory: ByteSize::new(0), state: ByteSize::new(0) }
+    }
 }
 
 /// A node, as it was last heard of.
@@ -33,9 +41,9 @@ pub struct NodeView {
     pub name: String,
     /// Whether it takes new processes; not while it drains.
     pub open: bool,
-    /// Memory that no sandbox's limit lays claim to.
+    /// Memory that no sandbox's limit lays claim to; `u64::MAX` bytes where limits are ceilings and reserve nothing.
     pub memory_free: ByteSize,
-    /// Disk for state that no process's limit lays claim to.
+    /// Disk for state that no process's limit lays claim to; `u64::MAX` bytes likewise.
     pub state_free: ByteSize,
     /// How many more sandboxes it takes.
     pub sandboxes_free: u64,

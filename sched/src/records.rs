@@ -30,13 +30,26 @@ pub struct AppRecord {
     pub processes: u64,
 }
 
-/// An image that some application runs.
+/// An image that some record names. One that none names may be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageUse {
     /// The image.
     pub image: ImageId,
     /// The applications that run it, in the order of their names.
     pub apps: Vec<AppName>,
+    /// The applications that ran it before the one that they run now: it is the way back.
+    pub previous_of: Vec<AppName>,
+    /// Processes that a sandbox runs with it, or is being prepared for.
+    pub running: u64,
+    /// Processes whose last claim was with it, those included.
+    pub processes: u64,
+}
+
+impl ImageUse {
+    /// Whether it cannot be removed without breaking something that runs, or will at the next call.
+    pub fn is_in_use(&self) -> bool {
+        !self.apps.is_empty() || self.running > 0
+    }
 }
 
 /// Where a process's state is.
@@ -74,6 +87,9 @@ pub struct ProcessRecord {
     pub image: ImageId,
     /// Its last commit, as of the last time that it stopped or was swapped out.
     pub commit: u64,
+    /// The last commit that was reported as durable on the node, as of then: a log that ends before it is damaged.
+    #[serde(default)]
+    pub durable: u64,
     /// The size of its state in bytes, as of then.
     pub state_bytes: u64,
     /// Why it failed: the problem document of the last failure. Only while it is `failed`.
@@ -100,6 +116,10 @@ pub struct Claim {
     pub image: ImageRecord,
     /// Where its state is to be had.
     pub origin: Origin,
+    /// The process's first term: with its names it tells its state from that of every other process, deleted namesakes included.
+    pub born: Epoch,
+    /// The last commit that is on record as durable on the node; 0 if none is.
+    pub durable: u64,
 }
 
 /// Where the state of a claimed process is to be had.
@@ -136,6 +156,8 @@ pub enum Settled {
         bytes: u64,
         /// Its last commit.
         commit: u64,
+        /// Its last commit that is durable on the node.
+        durable: u64,
     },
     /// Its sandbox is gone and its state is in the swap store under this term's epoch.
     Swapped {
@@ -143,12 +165,16 @@ pub enum Settled {
         bytes: u64,
         /// Its last commit.
         commit: u64,
+        /// Its last commit that is durable on the node.
+        durable: u64,
     },
     /// It cannot run: the problem document that callers get. Its state stays where it was. A later claim
     /// tries again.
     Failed {
         /// The problem document, as JSON.
         problem: Value,
+        /// Its last commit that is known to be durable on the node.
+        durable: u64,
     },
     /// Its sandbox and state are gone.
     Deleted,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::lifecycle::Illegal;
+use crate::placement::Refusal;
 use crate::{AppName, Epoch, ProcessName};
 
 /// Why the scheduler says no. The first group is about what was asked, the second about the host.
@@ -45,6 +46,9 @@ pub enum SchedError {
         /// `limits.processes`.
         limit: u64,
     },
+    /// No node has room to run the process.
+    #[error(transparent)]
+    NoRoom(#[from] Refusal),
     /// The caller's term is over.
     #[error("epoch {given} of the process is over, {current} is current; another owner acts for it")]
     StaleEpoch {

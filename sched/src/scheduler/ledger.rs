@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use denizen_image::{ImageId, Limits};
 use redb::{Database, Durability, ReadableTable, Table, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::SchedError;
 use super::database::{StoreResult, undecodable};
 use crate::lifecycle::Event;
+use crate::placement::{Need, NodeView, place};
 use crate::{
     AppName, AppRecord, Claim, Create, Epoch, Home, ImageRecord, ImageUse, Origin, Phase, ProcessName,
     ProcessRecord, Settled,
@@ -37,8 +39,14 @@ const AFTER_NAMES: &str = "~";
 #[derive(Debug, Serialize, Deserialize)]
 struct AppRow {
     image: ImageRecord,
+    /// The image before this one.
+    #[serde(default)]
+    previous: Option<ImageId>,
     /// `limits.processes` of the image.
     max_processes: u64,
+    /// What a process of it asks of its node.
+    #[serde(default)]
+    need: Need,
     /// How many there are, so that a claim need not count.
     processes: u64,
 }
@@ -126,10 +134,17 @@ impl Ledger<'_> {
         &mut self,
         app: &AppName,
         image: &ImageRecord,
-        max_processes: u64,
+        limits: &Limits,
     ) -> Result<(), SchedError> {
-        let processes = self.app_row(app)?.map_or(0, |row| row.processes);
-        self.put_app(app, &AppRow { image: image.clone(), max_processes, processes })
+        let before = self.app_row(app)?;
+        let processes = before.as_ref().map_or(0, |row| row.processes);
+        let previous = before.and_then(|row| {
+            // The same image again is no step away from the one before it.
+            if row.image.image == image.image { row.previous } else { Some(row.image.image) }
+        });
+        let need = Need { memory: limits.memory, state: limits.state };
+        let row = AppRow { image: image.clone(), previous, max_processes: limits.processes, need, processes };
+        self.put_app(app, &row)
     }
 
     pub(super) fn image_of(&mut self, app: &AppName) -> Result<ImageRecord, SchedError> {
@@ -137,41 +152,66 @@ impl Ledger<'_> {
     }
 
     pub(super) fn images(&mut self) -> Result<Vec<ImageUse>, SchedError> {
-        let mut uses: BTreeMap<_, Vec<AppName>> = BTreeMap::new();
-        for record in self.apps()? {
-            uses.entry(record.image).or_default().push(record.app);
+        let mut uses: BTreeMap<ImageId, ImageUse> = BTreeMap::new();
+        for (app, row) in self.app_rows()? {
+            if let Some(previous) = row.previous {
+                of_image(&mut uses, previous).previous_of.push(app.clone());
+            }
+            of_image(&mut uses, row.image.image).apps.push(app);
         }
-        Ok(uses.into_iter().map(|(image, apps)| ImageUse { image, apps }).collect())
+        for record in self.list(None)? {
+            let used = of_image(&mut uses, record.image);
+            used.processes += 1;
+            used.running += u64::from(record.phase.is_owned());
+        }
+        Ok(uses.into_values().collect())
     }
 
     pub(super) fn apps(&mut self) -> Result<Vec<AppRecord>, SchedError> {
-        let mut apps = Vec::new();
-        for entry in self.apps.iter().at(self.path)? {
-            let (key, value) = entry.at(self.path)?;
-            let row: AppRow = decode(self.path, key.value(), value.value())?;
-            let app = AppName::new(key.value()).map_err(|error| self.bad_key(key.value(), &error))?;
-            apps.push(AppRecord { app, image: row.image.image, processes: row.processes });
-        }
-        Ok(apps)
+        let record = |(app, row): (AppName, AppRow)| AppRecord {
+            app,
+            image: row.image.image,
+            processes: row.processes,
+        };
+        Ok(self.app_rows()?.into_iter().map(record).collect())
     }
 
+    fn app_rows(&mut self) -> Result<Vec<(AppName, AppRow)>, SchedError> {
+        let mut rows = Vec::new();
+        for entry in self.apps.iter().at(self.path)? {
+            let (key, value) = entry.at(self.path)?;
+            let app = AppName::new(key.value()).map_err(|error| self.bad_key(key.value(), &error))?;
+            rows.push((app, decode(self.path, key.value(), value.value())?));
+        }
+        Ok(rows)
+    }
+
+    /// `nodes`: where it may run; empty for a term that runs nothing.
     pub(super) fn claim(
         &mut self,
         app: &AppName,
         process: &ProcessName,
         create: Create,
+        nodes: &[NodeView],
     ) -> Result<Claim, SchedError> {
         let mut row = self.app(app)?;
-        let record = match (self.process(app, process)?, create) {
+        let existing = match (self.process(app, process)?, create) {
             (Some(_), Create::Must) => {
                 return Err(SchedError::ProcessExists { app: app.clone(), process: process.clone() });
             }
             (None, Create::Never) => return Err(unknown_process(app, process)),
-            (Some(record), _) => record,
             (None, _) if row.processes >= row.max_processes => {
                 return Err(SchedError::TooManyProcesses { app: app.clone(), limit: row.max_processes });
             }
-            (None, _) => {
+            (existing, _) => existing,
+        };
+        if !nodes.is_empty() {
+            let seed = self.number("epoch")?.unwrap_or(0);
+            place(&row.need, nodes, seed)?;
+        }
+        let record = match existing {
+            Some(record) => record,
+            None => {
                 row.processes += 1;
                 self.put_app(app, &row)?;
                 newborn(app, process, &row.image)
@@ -180,16 +220,15 @@ impl Ledger<'_> {
         self.begin_term(record, row.image)
     }
 
-    pub(super) fn claim_any(
-        &mut self,
-        app: &AppName,
-        fresh: &ProcessName,
-    ) -> Result<(ProcessName, Claim), SchedError> {
-        let free = self.list(Some(app))?;
-        let in_phase = |phase| free.iter().find(|record| record.phase == phase);
-        let name =
-            in_phase(Phase::Placed).or(in_phase(Phase::Swapped)).map_or(fresh, |record| &record.process);
-        Ok((name.clone(), self.claim(app, name, Create::IfMissing)?))
+    pub(super) fn resting(&mut self, app: &AppName, most: usize) -> Result<Vec<ProcessName>, SchedError> {
+        let mut names = Vec::new();
+        self.visit(Some(app), |record| {
+            if names.len() < most && matches!(record.phase, Phase::Placed | Phase::Swapped) {
+                names.push(record.process);
+            }
+            names.len() < most
+        })?;
+        Ok(names)
     }
 
     fn begin_term(&mut self, mut record: ProcessRecord, image: ImageRecord) -> Result<Claim, SchedError> {
@@ -206,7 +245,7 @@ impl Ledger<'_> {
         record.image = image.image;
         record.failure = None;
         self.put_process(&record)?;
-        Ok(Claim { epoch, image, origin })
+        Ok(Claim { epoch, image, origin, born, durable: record.durable })
     }
 
     /// One counter for everything, never set back: the simplest thing of which "unique, and growing, for
@@ -238,34 +277,53 @@ impl Ledger<'_> {
         match settled {
             Settled::Active => record.home = Home::Local,
             Settled::Draining => {}
-            // A start that was given up has not touched the state: it is what and where it was.
-            Settled::Stopped { .. } if was == Phase::Starting => {
-                record.phase = was.after(unstarted(&record))?
+            // A start that was given up has not touched the state: it is what and where it was. That more of it is durable may be news.
+            Settled::Stopped { durable, .. } if was == Phase::Starting => {
+                record.phase = was.after(unstarted(&record))?;
+                note_durable(&mut record, durable);
             }
-            Settled::Stopped { bytes, commit } => note_state(&mut record, bytes, commit),
-            Settled::Swapped { bytes, commit } => {
-                note_state(&mut record, bytes, commit);
+            Settled::Stopped { bytes, commit, durable } => note_state(&mut record, bytes, commit, durable),
+            Settled::Swapped { bytes, commit, durable } => {
+                note_state(&mut record, bytes, commit, durable);
                 record.home = Home::Swapped { epoch };
             }
-            Settled::Failed { problem } => record.failure = Some(problem),
+            Settled::Failed { problem, durable } => {
+                record.failure = Some(problem);
+                note_durable(&mut record, durable);
+            }
             Settled::Deleted => return self.remove(&record),
         }
         self.write_process(&record, if trace { Changed::Traces } else { Changed::Facts })
     }
 
     pub(super) fn list(&mut self, app: Option<&AppName>) -> Result<Vec<ProcessRecord>, SchedError> {
+        let mut records = Vec::new();
+        self.visit(app, |record| {
+            records.push(record);
+            true
+        })?;
+        Ok(records)
+    }
+
+    /// Hands out the processes of one application, or of all, in the order of their names, until `take` wants no more.
+    fn visit(
+        &mut self,
+        app: Option<&AppName>,
+        mut take: impl FnMut(ProcessRecord) -> bool,
+    ) -> Result<(), SchedError> {
         if let Some(app) = app {
             self.app(app)?;
         }
         let name = app.map(AppName::as_str);
         let range = (name.unwrap_or(""), "")..(name.unwrap_or(AFTER_NAMES), AFTER_NAMES);
-        let mut records = Vec::new();
         for entry in self.processes.range(range).at(self.path)? {
             let (key, value) = entry.at(self.path)?;
             let (app, process) = key.value();
-            records.push(decode(self.path, &format!("{app}/{process}"), value.value())?);
+            if !take(decode(self.path, &format!("{app}/{process}"), value.value())?) {
+                break;
+            }
         }
-        Ok(records)
+        Ok(())
     }
 
     pub(super) fn get(&mut self, app: &AppName, process: &ProcessName) -> Result<ProcessRecord, SchedError> {
@@ -347,6 +405,16 @@ impl Ledger<'_> {
     }
 }
 
+fn of_image(uses: &mut BTreeMap<ImageId, ImageUse>, image: ImageId) -> &mut ImageUse {
+    uses.entry(image).or_insert_with(|| ImageUse {
+        image,
+        apps: Vec::new(),
+        previous_of: Vec::new(),
+        running: 0,
+        processes: 0,
+    })
+}
+
 fn event_of(settled: &Settled) -> Event {
     match settled {
         Settled::Active => Event::Activate,
@@ -364,9 +432,15 @@ fn unstarted(record: &ProcessRecord) -> Event {
     if matches!(record.home, Home::Swapped { .. }) { Event::SwapOut } else { Event::Stop }
 }
 
-fn note_state(record: &mut ProcessRecord, bytes: u64, commit: u64) {
+fn note_state(record: &mut ProcessRecord, bytes: u64, commit: u64, durable: u64) {
     record.state_bytes = bytes;
     record.commit = commit;
+    note_durable(record, durable);
+}
+
+/// Never less: what was durable stays so.
+fn note_durable(record: &mut ProcessRecord, durable: u64) {
+    record.durable = record.durable.max(durable);
 }
 
 fn newborn(app: &AppName, process: &ProcessName, image: &ImageRecord) -> ProcessRecord {
@@ -379,6 +453,7 @@ fn newborn(app: &AppName, process: &ProcessName, image: &ImageRecord) -> Process
         home: Home::Nowhere,
         image: image.image,
         commit: 0,
+        durable: 0,
         state_bytes: 0,
         failure: None,
     }

@@ -24,6 +24,7 @@ use futures_channel::oneshot;
 
 pub use error::SchedError;
 
+use crate::placement::NodeView;
 use crate::{
     AppName, AppRecord, Claim, Create, Epoch, ImageRecord, ImageUse, ProcessName, ProcessRecord, Settled,
 };
@@ -90,7 +91,7 @@ impl SchedulerHandle {
     pub async fn deploy(&self, app: AppName, image: ImageRecord) -> Result<(), SchedError> {
         let manifest: Manifest = serde_json::from_value(image.manifest.clone())
             .map_err(|error| SchedError::BadManifest { why: error.to_string() })?;
-        self.ask(move |ledger| ledger.deploy(&app, &image, manifest.limits.processes)).await
+        self.ask(move |ledger| ledger.deploy(&app, &image, &manifest.limits)).await
     }
 
     /// The application's image.
@@ -101,7 +102,7 @@ impl SchedulerHandle {
         self.ask(move |ledger| ledger.image_of(&app)).await
     }
 
-    /// The images that applications run, in the order of their ids.
+    /// The images that applications run or ran before, and those of every process's last claim, in the order of their ids.
     ///
     /// # Errors
     /// None of its own.
@@ -121,6 +122,8 @@ impl SchedulerHandle {
     /// shut out: it can settle nothing any more. The process is `starting` until [`SchedulerHandle::settled`]
     /// says otherwise.
     ///
+    /// For a term in which nothing runs, such as the moving of its state. See [`SchedulerHandle::claim_on`].
+    ///
     /// # Errors
     /// [`SchedError::UnknownApp`], [`SchedError::UnknownProcess`], [`SchedError::ProcessExists`],
     /// [`SchedError::TooManyProcesses`].
@@ -130,28 +133,42 @@ impl SchedulerHandle {
         process: ProcessName,
         create: Create,
     ) -> Result<Claim, SchedError> {
-        let (claim, durable) = self.claim_ahead(app, process, create).await?;
+        let (claim, durable) = self.begin_term(app, process, create, None).await?;
         durable.wait().await?;
         Ok(claim)
     }
 
-    /// As [`SchedulerHandle::claim`], but gives the claim as soon as it is decided, so that a sandbox can be prepared while the disk
+    /// As [`SchedulerHandle::claim`], for a process that is to run on `node`, if it has room for it: see [`crate::placement`].
+    ///
+    /// Gives the claim as soon as it is decided, so that a sandbox can be prepared while the disk
     /// writes. Until [`Durable::wait`] says that it is written, nothing that rests on it may leave the node, and no function may run:
     /// after a crash the claim never was, and its epoch may be handed out again. A refusal comes only when it is durable what it
     /// rests on.
     ///
     /// # Errors
-    /// As [`SchedulerHandle::claim`].
-    pub async fn claim_ahead(
+    /// As [`SchedulerHandle::claim`], and [`SchedError::NoRoom`], which comes last: a process that cannot be at all is never said to
+    /// lack room. Nothing has changed then.
+    pub async fn claim_on(
         &self,
         app: AppName,
         process: ProcessName,
         create: Create,
+        node: NodeView,
+    ) -> Result<(Claim, Durable), SchedError> {
+        self.begin_term(app, process, create, Some(node)).await
+    }
+
+    async fn begin_term(
+        &self,
+        app: AppName,
+        process: ProcessName,
+        create: Create,
+        node: Option<NodeView>,
     ) -> Result<(Claim, Durable), SchedError> {
         let (tell, decided) = oneshot::channel();
         let durable = Durable(self.send(move |ledger| {
             // Whoever asked may have given up; the claim counts all the same.
-            let _ = tell.send(ledger.claim(&app, &process, create)?);
+            let _ = tell.send(ledger.claim(&app, &process, create, node.as_slice())?);
             Ok(())
         })?);
         match decided.await {
@@ -161,17 +178,12 @@ impl SchedulerHandle {
         }
     }
 
-    /// Claims a process of the application that no sandbox runs: a placed one, else a swapped one, else a new
-    /// one named `fresh`.
+    /// At most `most` processes of the application that no sandbox runs and that did not fail, in the order of their names.
     ///
     /// # Errors
-    /// [`SchedError::UnknownApp`], [`SchedError::TooManyProcesses`].
-    pub async fn claim_any(
-        &self,
-        app: AppName,
-        fresh: ProcessName,
-    ) -> Result<(ProcessName, Claim), SchedError> {
-        self.ask(move |ledger| ledger.claim_any(&app, &fresh)).await
+    /// [`SchedError::UnknownApp`].
+    pub async fn resting(&self, app: AppName, most: usize) -> Result<Vec<ProcessName>, SchedError> {
+        self.ask(move |ledger| ledger.resting(&app, most)).await
     }
 
     /// Says what became of a process in the term `epoch`. It may be repeated when an answer is lost.

@@ -1,6 +1,6 @@
 //! The scheduler over real files, over a disk that fails, and over a disk that forgets what was not flushed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -84,8 +84,8 @@ fn new(born: u64) -> Origin {
     Origin::New { born: Epoch::new(born) }
 }
 
-const SWAPPED: Settled = Settled::Swapped { bytes: 40, commit: 4 };
-const STOPPED: Settled = Settled::Stopped { bytes: 50, commit: 5 };
+const SWAPPED: Settled = Settled::Swapped { bytes: 40, commit: 4, durable: 4 };
+const STOPPED: Settled = Settled::Stopped { bytes: 50, commit: 5, durable: 3 };
 
 #[test]
 fn a_life() {
@@ -115,7 +115,8 @@ fn a_life() {
 
     let third = room.claim("p");
     assert_eq!(third.origin, Origin::Local);
-    room.settled("p", third.epoch, Settled::Failed { problem: json!({"type": "x"}) }).unwrap();
+    assert_eq!((third.born, third.durable), (first.epoch, 4), "what was durable stays so");
+    room.settled("p", third.epoch, Settled::Failed { problem: json!({"type": "x"}), durable: 0 }).unwrap();
     assert_eq!((room.get("p").phase, room.get("p").failure), (Phase::Failed, Some(json!({"type": "x"}))));
 
     let fourth = room.claim("p");
@@ -180,9 +181,10 @@ fn a_start_that_was_given_up_leaves_the_state_where_it_was() {
     let epoch = room.run("p");
     room.settled("p", epoch, SWAPPED).unwrap();
     let start = room.claim("p").epoch;
-    room.settled("p", start, Settled::Stopped { bytes: 0, commit: 0 }).unwrap();
+    room.settled("p", start, Settled::Stopped { bytes: 0, commit: 0, durable: 7 }).unwrap();
     let record = room.get("p");
     assert_eq!((record.phase, record.home, record.commit), (Phase::Swapped, Home::Swapped { epoch }, 4));
+    assert_eq!(record.durable, 7, "what is known to be durable was forgotten");
     assert_eq!(room.claim("p").origin, Origin::Swapped { epoch });
 }
 
@@ -228,18 +230,84 @@ fn an_application_has_no_more_processes_than_its_manifest_allows() {
 }
 
 #[test]
-fn any_process_is_a_free_one_or_a_new_one() {
+fn those_that_rest_are_found_and_no_more_than_wanted() {
     let room = Room::new();
-    let any = || block_on(room.handle.claim_any(app("a"), name("fresh"))).unwrap();
-    let (active, swapped, placed) = (room.run("active"), room.run("swapped"), room.run("zplaced"));
-    assert_ne!(active, swapped);
+    room.claim("starting");
+    room.run("active");
+    let (failed, swapped, placed) = (room.run("failed"), room.run("swapped"), room.run("placed"));
+    room.settled("failed", failed, Settled::Failed { problem: json!({}), durable: 0 }).unwrap();
     room.settled("swapped", swapped, SWAPPED).unwrap();
-    room.settled("zplaced", placed, STOPPED).unwrap();
-    assert_eq!(any().0, name("zplaced"));
-    let (process, claim) = any();
-    assert_eq!((process, claim.origin), (name("swapped"), Origin::Swapped { epoch: swapped }));
-    let (process, claim) = any();
-    assert_eq!((process, claim.origin), (name("fresh"), Origin::New { born: claim.epoch }));
+    room.settled("placed", placed, STOPPED).unwrap();
+    let resting = |most| block_on(room.handle.resting(app("a"), most)).unwrap();
+    assert_eq!(resting(9), [name("placed"), name("swapped")]);
+    assert_eq!(resting(1), [name("placed")]);
+    assert!(block_on(room.handle.resting(app("b"), 1)).is_err());
+}
+
+#[test]
+fn a_full_node_gets_no_process_and_nothing_has_changed() {
+    let room = Room::new();
+    let on = |process: &str, create, sandboxes_free| {
+        let claim = room.handle.claim_on(app("a"), name(process), create, node(sandboxes_free));
+        block_on(claim).map(|(claim, durable)| block_on(durable.wait()).map(|()| claim).unwrap())
+    };
+    let first = on("p", Create::IfMissing, 1).unwrap();
+    let refused = on("q", Create::IfMissing, 0).unwrap_err();
+    assert!(matches!(&refused, SchedError::NoRoom(_)), "{refused}");
+    assert!(refused.to_string().contains("here runs as many sandboxes as it may"), "{refused}");
+    assert!(block_on(room.handle.get(app("a"), name("q"))).is_err(), "a refused process was never created");
+    assert_eq!(block_on(room.handle.apps()).unwrap()[0].processes, 1);
+    // Whoever holds it goes on holding it.
+    assert!(on("p", Create::IfMissing, 0).is_err());
+    room.settled("p", first.epoch, Settled::Active).unwrap();
+    // What cannot be at all is said before what cannot be now.
+    assert!(matches!(on("q", Create::Never, 0), Err(SchedError::UnknownProcess { .. })));
+    assert!(matches!(on("p", Create::Must, 0), Err(SchedError::ProcessExists { .. })));
+    // A term in which nothing runs needs no room.
+    assert!(room.claim("p").epoch > first.epoch);
+}
+
+fn node(sandboxes_free: u64) -> NodeView {
+    let boundless = denizen_image::ByteSize::new(u64::MAX);
+    NodeView {
+        name: "here".to_owned(),
+        open: true,
+        memory_free: boundless,
+        state_free: boundless,
+        sandboxes_free,
+        load_permille: 0,
+        has_image: true,
+        has_state: true,
+    }
+}
+
+#[test]
+fn an_image_is_kept_for_those_who_run_it_ran_it_before_or_were_left_by_it() {
+    let room = Room::new();
+    let deploy = |tag| block_on(room.handle.deploy(app("a"), image(tag, 9))).unwrap();
+    let uses = || -> BTreeMap<ImageId, ImageUse> {
+        block_on(room.handle.images()).unwrap().into_iter().map(|used| (used.image, used)).collect()
+    };
+    let of = |tag: &str| uses().remove(&ImageId::of(tag.as_bytes()));
+    let epoch = room.run("p");
+    deploy("two");
+    let one = of("one").unwrap();
+    assert_eq!(
+        (&one.apps[..], &one.previous_of[..], one.running, one.processes),
+        (&[][..], &[app("a")][..], 1, 1)
+    );
+    assert!(one.is_in_use(), "a sandbox runs it");
+    assert!(of("two").unwrap().is_in_use());
+    room.settled("p", epoch, STOPPED).unwrap();
+    assert!(!of("one").unwrap().is_in_use(), "a process that rests gets the next image");
+    // The same again is no step.
+    deploy("two");
+    assert_eq!(of("one").unwrap().previous_of, [app("a")]);
+    deploy("three");
+    assert_eq!(of("one").map(|used| used.processes), Some(1), "the record of p names it");
+    room.claim("p");
+    assert_eq!(of("one"), None);
+    assert_eq!(uses().len(), 2);
 }
 
 #[test]
@@ -302,7 +370,7 @@ fn what_dead_owners_left_is_put_back() {
     room.settled("returning", returning, SWAPPED).unwrap();
     room.claim("returning");
     let failed = room.claim("failed").epoch;
-    room.settled("failed", failed, Settled::Failed { problem: json!(1) }).unwrap();
+    room.settled("failed", failed, Settled::Failed { problem: json!(1), durable: 0 }).unwrap();
 
     let room = room.reopened();
     for (process, phase, origin) in [
@@ -543,7 +611,7 @@ fn a_claim_can_be_had_ahead_of_the_disk() {
     let disk = Disk::default();
     let handle = disk.open().unwrap();
     block_on(handle.deploy(app("a"), image("one", 100))).unwrap();
-    let ahead = || block_on(handle.claim_ahead(app("a"), name("p"), Create::IfMissing));
+    let ahead = || block_on(handle.claim_on(app("a"), name("p"), Create::IfMissing, node(1)));
     disk.fail_after(Some(0));
     let (claim, durable) = ahead().unwrap();
     assert!(matches!(block_on(durable.wait()), Err(SchedError::NoSpace { .. })));
@@ -554,7 +622,7 @@ fn a_claim_can_be_had_ahead_of_the_disk() {
     assert!(again.epoch >= claim.epoch);
     let after = disk.cut_power().open().unwrap();
     assert_eq!(block_on(after.get(app("a"), name("p"))).unwrap().epoch, again.epoch);
-    let refused = block_on(handle.claim_ahead(app("a"), name("q"), Create::Never)).map(drop);
+    let refused = block_on(handle.claim_on(app("a"), name("q"), Create::Never, node(1))).map(drop);
     assert_eq!(refused, Err(SchedError::UnknownProcess { app: app("a"), process: name("q") }));
 }
 
@@ -597,7 +665,7 @@ fn requests_that_wait_together_are_flushed_together() {
     for process in 0..count {
         let process = name(&format!("p{process}"));
         let (reply, answer) = oneshot::channel();
-        let what = move |ledger: &mut Ledger<'_>| ledger.claim(&app("a"), &process, Create::Must);
+        let what = move |ledger: &mut Ledger<'_>| ledger.claim(&app("a"), &process, Create::Must, &[]);
         handle.requests.send(Request::Work(Box::new(Work::new(what, reply)))).unwrap();
         answers.push(answer);
     }
