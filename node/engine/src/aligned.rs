@@ -3,7 +3,7 @@
 //! One of the unsafe rooms. It owns the pairing of allocation and release. A buffer is always initialised over its whole length, so
 //! every method but the allocation itself is plain.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -33,6 +33,19 @@ impl AlignedBuf {
         // SAFETY: `layout` has a size above zero.
         let start = unsafe { alloc_zeroed(layout) };
         Some(AlignedBuf { start: NonNull::new(start)?, len })
+    }
+
+    /// A copy of `bytes`, or `None` when there is no memory for it.
+    pub fn copy_of(bytes: &[u8]) -> Option<AlignedBuf> {
+        if bytes.is_empty() {
+            return Some(AlignedBuf::empty());
+        }
+        let layout = layout(bytes.len())?;
+        // SAFETY: `layout` has a size above zero.
+        let start = NonNull::new(unsafe { alloc(layout) })?;
+        // SAFETY: a fresh block of that many bytes, which nothing else points into.
+        unsafe { start.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Some(AlignedBuf { start, len: bytes.len() })
     }
 
     /// No bytes at all; takes no memory.
@@ -77,7 +90,7 @@ impl DerefMut for AlignedBuf {
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
         if let (1.., Some(layout)) = (self.len, layout(self.len)) {
-            // SAFETY: allocated in `zeroed` with this very layout, and released only here.
+            // SAFETY: allocated in `zeroed` or `copy_of` with this very layout, and released only here.
             unsafe { dealloc(self.start.as_ptr(), layout) }
         }
     }
@@ -102,6 +115,8 @@ mod tests {
             assert!(buffer.iter().all(|byte| *byte == 0));
             buffer.fill(7);
             assert!(buffer.iter().all(|byte| *byte == 7));
+            let copy = AlignedBuf::copy_of(&buffer).unwrap();
+            assert_eq!((copy.as_ptr().addr() % ALIGN, &copy[..]), (0, &buffer[..]));
         }
         assert_eq!(AlignedBuf::empty().as_ptr().addr() % ALIGN, 0);
     }

@@ -70,11 +70,12 @@ struct Loaded {
 
 impl Engine {
     /// One step of compaction: copies at most about `max_bytes` (at least one object). Readers and transactions go on; commits wait for
-    /// the write of one step. To be called from time to time, on any thread.
+    /// the write of one step. Also prepares the tail, as [`Engine::prepare`] does. To be called from time to time, on any thread.
     ///
     /// # Errors
     /// As a commit. [`StateError::Corrupt`]: the segment is left alone from then on.
     pub fn compact_step(&self, max_bytes: u64) -> Result<Compaction, StateError> {
+        self.prepare(max_bytes);
         let mut compactor = self.compactor();
         let victim = match compactor.victim.take() {
             Some(victim) => victim,
@@ -202,7 +203,7 @@ impl Engine {
         let copied = RECORD_LEN as u64 + outs.iter().map(Out::len).sum::<u64>();
         let placed = self.write(&mut log, &outs)?;
         // A value that was moved damaged stays damaged: its first reader finds out.
-        self.publish(&mut log, &outs, placed, |at, item| item.unread = !fits[at]);
+        self.publish(&mut log, &outs, placed, None, |at, item| item.unread = !fits[at]);
         Ok(copied)
     }
 
@@ -214,7 +215,7 @@ impl Engine {
         let mark = Out { key: key.as_slice().into(), ..Out::of(PartKind::SegmentRetired) };
         let marks = [mark];
         let placed = self.write(&mut log, &marks)?;
-        self.publish(&mut log, &marks, placed, |_, _| {});
+        self.publish(&mut log, &marks, placed, None, |_, _| {});
         self.unseat(&mut log, victim.slot);
         let enough = log.retiring_bytes() > (2 * log.ledger.live()).max(RETIRING_BYTES);
         drop(log);
@@ -264,8 +265,7 @@ fn still_needed<'a>(log: &Log, trees: &Trees, victim: &Victim, loaded: &'a Loade
     match part.head.kind.effect() {
         Effect::Set(table) => {
             let item = trees[table.index()].get(&part.key).filter(|item| is(item, victim.slot, part))?;
-            let cell = victim.mapped.cell(item);
-            Some(out(item.time_ms, cell.validated.load(Ordering::Relaxed)))
+            Some(out(item.time_ms, victim.mapped.validated(item).load(Ordering::Relaxed)))
         }
         Effect::Remove(table) => {
             // Something older than this may be set in any other segment that began before.

@@ -7,7 +7,8 @@
 //! - **What is durable stays.** A commit that [`Engine::wait`] reported survives the loss of power. After any failed write or sync
 //!   the engine takes no more commits and never tries again.
 //! - **Nothing that was written is written again.** So a value is read where it lies, through a map that cannot write, for as long as
-//!   the [`Transaction`] or [`Snapshot`] that handed it out; and segments are retired whole, never recycled.
+//!   the [`Transaction`] or [`Snapshot`] that handed it out; and segments are retired whole, never recycled. What can be written
+//!   through memory is the end of the log alone, while nobody syncs, at an address that nobody is told.
 //! - **A reader sees one commit**, whatever is written meanwhile, and no reader waits for a transaction or the compactor.
 //! - **Limits come first.** Quota, conflicts and room are checked before a byte is written.
 //!
@@ -18,6 +19,7 @@ mod aligned;
 mod compact;
 mod engine;
 mod error;
+mod files;
 mod format;
 mod group;
 mod index;
@@ -34,11 +36,16 @@ mod sync;
 mod tables;
 mod transaction;
 mod turn;
+mod window;
 
 pub use aligned::AlignedBuf;
 pub use compact::Compaction;
 pub use engine::{Durability, Engine, Options, Recovery, SegmentSizes, Summary, SyncJob};
 pub use error::{Damage, Operation, ShownKey, StateError};
+pub use files::{
+    FILE_MODE, FileAt, FileEntry, FileKind, FilesWriter, HOLE, MAX_FILE_PART_LEN, MAX_FILE_PATH_LEN,
+    MIN_FILE_PART_LEN, is_file_path,
+};
 pub use format::{FORMAT, Lineage, MAX_KEY_LEN, MAX_SEGMENT_LEN, MAX_VALUE_LEN, PartKind};
 pub use index::page::{MAX_PAGE_LEN, PageError, check_pages};
 pub use salvage::Salvage;

@@ -1,8 +1,8 @@
 //! The writing end of the log: where the next record goes, which segments there are, and what has not been synced.
 //!
-//! Its lock is the commit lock: who holds it is the one writer. A record is written with plain writes at the tail; until the index that
-//! points to it is published nobody reads there. A write that fails leaves the tail unknown, so the log is poisoned and takes nothing
-//! any more.
+//! Its lock is the commit lock: who holds it is the one writer. A record is written at the tail, with plain writes or, while nobody asks
+//! for syncs, through a [`Window`]; until the index that points to it is published nobody reads there. A write that fails leaves the
+//! tail unknown, so the log is poisoned and takes nothing any more.
 
 use std::sync::{Arc, Weak};
 
@@ -16,9 +16,22 @@ use crate::format::{
 use crate::ledger::Ledger;
 use crate::segment::Mapped;
 use crate::storage::{Segment, Storage};
+use crate::window::{Unready, Window};
 
 /// Values of at least this many bytes are written by themselves, smaller ones together with the rest of their record.
 const WRITE_TOGETHER: usize = 64 << 10;
+
+/// After so many bytes without a sync the tail is written through a window. Before, a page that is populated and synced would be
+/// written to the disk twice.
+const UNSYNCED: u64 = 16 << 10;
+/// Pages are populated at most so far ahead, and at most as far as was written since the last sync: so they at most double what a sync
+/// writes.
+const AHEAD: u64 = 64 << 10;
+/// At most so many bytes of them at a time: some 20 microseconds. One by one they would take twice as long; like this one small commit of
+/// a hundred and fifty waits for it, if nobody has prepared.
+const AT_ONCE: u64 = 32 << 10;
+/// Records longer than this are written by a plain write where no page was populated before: that is one call for many pages.
+const POPULATED_ALONG: u64 = 2 << 10;
 
 /// A segment that is full within this time calls for a larger one.
 const HURRY_MS: u64 = 500;
@@ -113,6 +126,9 @@ pub(crate) struct Log {
     /// Retired segments that snapshots may still hold.
     pinned: Vec<(Weak<Mapped>, u64)>,
     scratch: Vec<u8>,
+    /// Bytes written since the last sync.
+    since_sync: u64,
+    window: Option<Window>,
     poisoned: Option<Arc<str>>,
 }
 
@@ -149,6 +165,8 @@ impl Log {
             retiring: Vec::new(),
             pinned: Vec::new(),
             scratch: Vec::new(),
+            since_sync: 0,
+            window: None,
             poisoned: None,
         }
     }
@@ -159,6 +177,7 @@ impl Log {
     }
 
     pub(crate) fn poison(&mut self, error: &StateError) {
+        self.window = None;
         self.poisoned.get_or_insert_with(|| error.to_string().into());
     }
 
@@ -211,6 +230,7 @@ impl Log {
             created_ms: time_ms,
             listed,
         };
+        self.window = None;
         let mapped = Arc::new(if self.maps { Mapped::new(segment)? } else { Mapped::unmapped(segment) });
         let written = mapped.segment.write_at(&header.encode(), 0);
         written
@@ -277,28 +297,100 @@ impl Log {
         time_ms: u64,
     ) -> Result<Placed, StateError> {
         let Some(tail) = self.tail() else { return Err(StateError::ReadOnly) };
-        let segment = tail.mapped.segment.clone();
-        let (slot, at) = (tail.slot, tail.listed.end);
+        let (slot, at, id) = (tail.slot, tail.listed.end, tail.listed.id);
         let mut record = std::mem::take(&mut self.scratch);
         let head = self.encode(&mut record, parts, durable, time_ms)?;
-        let place = Place { lineage: self.lineage, segment: segment.id(), at };
-        let crc = head.seal(place, &mut record);
-        let written = write(&*segment, record, parts, at, head.len);
-        self.scratch = written
-            .map_err(StateError::io(Operation::Write, segment.id()))
-            .inspect_err(|error| self.poison(error))?;
+        let crc = head.seal(Place { lineage: self.lineage, segment: id, at }, &mut record);
+        if let Some(window) = self.window_for(at, head.len, time_ms) {
+            store(window, &record, parts, at, &head);
+        } else {
+            let written = self
+                .tail()
+                .map_or(Ok(()), |tail| write(&*tail.mapped.segment, &mut record, parts, at, head.len));
+            written.map_err(StateError::io(Operation::Write, id)).inspect_err(|error| self.poison(error))?;
+        }
+        self.scratch = record;
         if let Some(tail) = self.segments.last_mut() {
             tail.listed.last_seq = head.seq;
             tail.listed.end += head.len;
             tail.listed.end_chain = crc;
+            if self.unsynced.last().is_none_or(|last| last.id() != id) {
+                self.unsynced.push(tail.mapped.segment.clone());
+            }
         }
-        if self.unsynced.last().is_none_or(|last| last.id() != segment.id()) {
-            self.unsynced.push(segment);
-        }
+        self.since_sync += head.len;
         self.seq = head.seq;
         self.chain = crc;
         self.sealed = durable + 1 == head.seq && parts.iter().all(|part| part.kind == PartKind::Watermark);
         Ok(Placed { slot, seq: head.seq, time_ms, values_at: at + head.values_at() })
+    }
+
+    /// The window, if a record of `len` bytes at the tail can be stored through it now.
+    fn window_for(&mut self, at: u64, len: u64, time_ms: u64) -> Option<&mut Window> {
+        if self.since_sync < UNSYNCED {
+            return None;
+        }
+        if !self.window.as_ref().is_some_and(|window| window.is_ready(at, len, time_ms)) {
+            if len > POPULATED_ALONG {
+                return None;
+            }
+            let unready = self.show(at, self.ahead_of(at)?.max(at + len), time_ms)?.at_most(AT_ONCE);
+            if unready.populate().is_err() {
+                self.close_window();
+                return None;
+            }
+            self.populated(&unready);
+        }
+        self.window.as_mut().filter(|window| window.is_ready(at, len, time_ms))
+    }
+
+    /// Shows the tail up to `to` in the window; returns what is not populated of it.
+    fn show(&mut self, at: u64, to: u64, time_ms: u64) -> Option<Unready> {
+        let segment = self.tail()?.mapped.segment.clone();
+        let file = segment.writable_file()?;
+        if self.window.is_none() {
+            self.window = Window::new(segment.capacity(), at).ok();
+        }
+        match self.window.as_mut().map(|window| window.show(file, at, to, time_ms)) {
+            Some(Ok(unready)) => unready,
+            Some(Err(_)) | None => {
+                self.close_window();
+                None
+            }
+        }
+    }
+
+    /// Goes back to plain writes, which say what is wrong, for a while.
+    fn close_window(&mut self) {
+        self.window = None;
+        self.since_sync = 0;
+    }
+
+    /// Pages behind the tail that are worth populating before the next commit, at most about `max_bytes` of them. To be populated without
+    /// the lock, and then told to [`Log::populated`].
+    pub(crate) fn unready(&mut self, max_bytes: u64, time_ms: u64) -> Option<Unready> {
+        if self.since_sync < UNSYNCED || self.poisoned.is_some() {
+            return None;
+        }
+        let at = self.tail()?.listed.end;
+        let end = self.ahead_of(at)?;
+        // Half of it is enough for now: several pages at once cost less than one by one.
+        if self.window.as_ref().is_some_and(|window| window.is_ready(at, (end - at) / 2, time_ms)) {
+            return None;
+        }
+        Some(self.show(at, end, time_ms)?.at_most(max_bytes.min(AT_ONCE)))
+    }
+
+    /// How far from the tail at `at` pages are populated.
+    fn ahead_of(&self, at: u64) -> Option<u64> {
+        Some((at + AHEAD.min(self.since_sync)).min(self.tail()?.mapped.segment.capacity()))
+    }
+
+    /// Notes that pages were populated.
+    pub(crate) fn populated(&mut self, pages: &Unready) {
+        if let Some(window) = &mut self.window {
+            window.populated(pages);
+        }
     }
 
     /// Fills `record` with the free bytes of a head and the parts.
@@ -339,6 +431,8 @@ impl Log {
 
     /// What a sync has to cover now: the last commit, and the segments it and those before lie in.
     pub(crate) fn take_unsynced(&mut self) -> (u64, Vec<Arc<dyn Segment>>) {
+        // Clean pages may be taken away at any time, and who syncs once will again: plain writes until it is clear that he does not.
+        self.close_window();
         (self.seq, std::mem::take(&mut self.unsynced))
     }
 
@@ -375,19 +469,31 @@ impl Log {
     }
 }
 
-/// Writes a record whose head and parts are in `record` and whose values follow. Returns the buffer.
+/// Stores a record whose head and parts are in `record` and whose values follow. The head comes last, and what pads is zero already: the
+/// segment is fresh.
+fn store(window: &mut Window, record: &[u8], parts: &[Out<'_>], at: u64, head: &RecordHead) {
+    let mut value_at = at + head.values_at();
+    for part in parts {
+        window.store(value_at, part.value);
+        value_at += aligned(part.value.len() as u64);
+    }
+    window.store(at, record);
+    window.advance(at + head.len);
+}
+
+/// Writes a record whose head and parts are in `record` and whose values follow; uses up `record`.
 fn write(
     segment: &dyn Segment,
-    mut record: Vec<u8>,
+    record: &mut Vec<u8>,
     parts: &[Out<'_>],
     mut at: u64,
     len: u64,
-) -> std::io::Result<Vec<u8>> {
+) -> std::io::Result<()> {
     let end = at + len;
     for part in parts {
         let value = part.value;
         if value.len() >= WRITE_TOGETHER {
-            segment.write_at(&record, at)?;
+            segment.write_at(record, at)?;
             at += record.len() as u64;
             record.clear();
             segment.write_at(value, at)?;
@@ -397,16 +503,16 @@ fn write(
             record.extend_from_slice(value);
             record.resize(aligned(record.len() as u64).try_into().unwrap_or(usize::MAX), 0);
             if record.len() >= 4 * WRITE_TOGETHER {
-                segment.write_at(&record, at)?;
+                segment.write_at(record, at)?;
                 at += record.len() as u64;
                 record.clear();
             }
         }
     }
     if !record.is_empty() {
-        segment.write_at(&record, at)?;
+        segment.write_at(record, at)?;
         at += record.len() as u64;
     }
     debug_assert_eq!(at, end, "a record was not written whole");
-    Ok(record)
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //! sandbox could write. Segments that were once writable by a sandbox are to be handed in only when that sandbox is dead.
 //!
 //! Nothing here changes what it reads. Compaction of a log at rest, recovery into new files and a copy that goes its own way are one
-//! thing, [`Offline::copy_to`].
+//! thing, [`Offline::copy_to`]; a change to a log at rest is a copy too, of which some objects are others: [`Offline::edit`].
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use crate::engine::SegmentSizes;
 use crate::error::{Damage, Operation, ShownKey};
-use crate::format::{Lineage, PartKind, RECORD_LEN, checksum};
-use crate::index::Item;
+use crate::format::{Lineage, MAX_VALUE_LEN, PartKind, RECORD_LEN, check_key, checksum, cost_in_log};
+use crate::index::{Item, Tree};
 use crate::ledger::Ledger;
 use crate::log::{Log, LogStart, Out};
 use crate::replay::{Replayed, replay};
@@ -70,6 +70,10 @@ pub struct Copied {
     pub keys: u64,
     /// What was left out because it is damaged.
     pub left_out: Vec<Damage>,
+    /// What was copied as it is though it is damaged.
+    pub kept: Vec<Damage>,
+    /// Number of the one commit that all edits count as: the version of what they put. 0 for a plain copy.
+    pub edited: u64,
 }
 
 /// What a copy does with values that are damaged.
@@ -79,6 +83,8 @@ pub enum Damaged {
     Refuse,
     /// Leave them out, and list them.
     LeaveOut,
+    /// Copy them with their old checksum, and list them: reading them is the same error as before, and nobody takes them for deleted.
+    Keep,
 }
 
 /// Where a copy goes.
@@ -91,6 +97,29 @@ pub struct CopyOptions {
     /// What to do with damage.
     pub damaged: Damaged,
 }
+
+/// One change to a log at rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    /// Key of the object.
+    pub key: Vec<u8>,
+    /// Its new fingerprint (0 for plain bytes) and value; `None` deletes it.
+    pub change: Option<(u64, Vec<u8>)>,
+}
+
+/// How a log at rest is changed.
+#[derive(Debug, Clone, Copy)]
+pub struct EditOptions {
+    /// Where the result goes.
+    pub copy: CopyOptions,
+    /// The most bytes that live objects may take, as in [`crate::Options`].
+    pub quota_bytes: u64,
+    /// When it is changed, in milliseconds since 1970.
+    pub time_ms: u64,
+}
+
+/// An object of [`Offline::objects`]: its key, what is known of it, and a copy of its value that fits its checksum.
+pub type Object<'a> = (&'a [u8], KeyInfo, Result<Vec<u8>, StateError>);
 
 /// A log that was read.
 #[derive(Debug)]
@@ -160,6 +189,18 @@ impl Offline {
         }
     }
 
+    /// Reads, one by one and in order, the objects whose key begins with `prefix` and comes after `after`. Damage to one is an error
+    /// of that one: the others follow.
+    pub fn objects<'a>(
+        &'a self,
+        prefix: &'a [u8],
+        after: Option<&'a [u8]>,
+    ) -> impl Iterator<Item = Object<'a>> {
+        let range = self.replayed.trees[Table::Objects.index()].range(begin_of(prefix, after));
+        let range = range.take_while(move |(key, _)| key.starts_with(prefix));
+        range.map(|(key, item)| (key, KeyInfo::of(item), self.load(key, item)))
+    }
+
     /// Compares every value of every table with its checksum. `progress` is told the bytes read so far and in all.
     ///
     /// # Errors
@@ -191,21 +232,78 @@ impl Offline {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Copied, StateError> {
         let mut copy = Copy::begin(storage, options, self.replayed.seq, self.replayed.next_ordinal);
-        let total = self.entries().map(|(_, _, item)| item.len).sum();
+        self.copy_entries(&mut copy, options.damaged, |_, _| true, &mut progress)?;
+        copy.finish()
+    }
+
+    /// Copies as [`Offline::copy_to`] does, with `edits` applied as one new commit; the last of several for one key holds. Everything is
+    /// checked before a byte is written.
+    ///
+    /// # Errors
+    /// [`StateError::KeyEmpty`], [`StateError::KeyTooLong`], [`StateError::ValueTooLarge`], [`StateError::QuotaExceeded`]; and those of
+    /// [`Offline::copy_to`].
+    pub fn edit_to(
+        &self,
+        storage: &dyn Storage,
+        options: &EditOptions,
+        edits: &[Edit],
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Copied, StateError> {
+        let mut sum = Edits::new(self, options.quota_bytes);
+        for edit in edits {
+            check_key(&edit.key)?;
+            let put = edit.change.as_ref().map(|(_, value)| cost_of(&edit.key, value.len() as u64));
+            sum.set(&edit.key, put.unwrap_or(Ok(0))?);
+        }
+        sum.check(sum.live)?;
+        let mut editing = self.edit(storage, options);
+        for edit in edits {
+            match &edit.change {
+                // Not compared with the quota one by one: something later may make room for it.
+                Some((fingerprint, value)) => editing.write(&edit.key, *fingerprint, value.clone())?,
+                None => editing.delete(&edit.key)?,
+            }
+        }
+        editing.finish(progress)
+    }
+
+    /// Begins a copy with changes that come one by one and are many: their values are not kept in memory. All of them count as one
+    /// commit. Until [`Editing::finish`] the copy is no log.
+    pub fn edit<'a>(&'a self, storage: &'a dyn Storage, options: &EditOptions) -> Editing<'a> {
+        let mut copy = Copy::begin(storage, &options.copy, self.replayed.seq, self.replayed.next_ordinal);
+        copy.copied.edited = self.replayed.seq + 1;
+        Editing { offline: self, copy, edits: Edits::new(self, options.quota_bytes), options: *options }
+    }
+
+    /// Copies the entries that `wanted` wants.
+    fn copy_entries(
+        &self,
+        copy: &mut Copy<'_>,
+        damaged: Damaged,
+        wanted: impl Fn(Table, &[u8]) -> bool,
+        progress: &mut impl FnMut(u64, u64),
+    ) -> Result<(), StateError> {
+        let entries = || self.entries().filter(|(table, key, _)| wanted(*table, key));
+        let total = entries().map(|(_, _, item)| item.len).sum();
         let mut done = 0;
-        for (table, key, item) in self.entries() {
-            let loaded = self.load(key, item);
-            match loaded {
-                Ok(value) => copy.put(table, key, item, value)?,
-                Err(StateError::Corrupt(damage)) if options.damaged == Damaged::LeaveOut => {
-                    copy.copied.left_out.push(*damage);
+        for (table, key, item) in entries() {
+            match (self.load(key, item), damaged) {
+                (Ok(value), _) => copy.put(table, key, item, value)?,
+                (Err(StateError::Corrupt(damage)), Damaged::LeaveOut) => copy.copied.left_out.push(*damage),
+                (Err(StateError::Corrupt(damage)), Damaged::Keep) => {
+                    copy.copied.kept.push(*damage);
+                    copy.put(table, key, item, read(self.segment(item), item)?)?;
                 }
-                Err(error) => return Err(error),
+                (Err(error), _) => return Err(error),
             }
             done += item.len;
             progress(done, total);
         }
-        copy.finish()
+        Ok(())
+    }
+
+    pub(crate) fn entries_of(&self, table: Table) -> impl Iterator<Item = (&[u8], &Item)> {
+        self.replayed.trees[table.index()].range(Bound::Unbounded)
     }
 
     fn entries(&self) -> impl Iterator<Item = (Table, &[u8], &Item)> {
@@ -219,7 +317,7 @@ impl Offline {
         &*self.replayed.sources[item.slot as usize].segment
     }
 
-    fn load(&self, key: &[u8], item: &Item) -> Result<Vec<u8>, StateError> {
+    pub(crate) fn load(&self, key: &[u8], item: &Item) -> Result<Vec<u8>, StateError> {
         load(self.segment(item), key, item)
     }
 }
@@ -231,22 +329,166 @@ fn damage(segment: &dyn Segment, key: &[u8], item: &Item) -> Damage {
 
 /// Reads a value and compares it with its checksum.
 pub(crate) fn load(segment: &dyn Segment, key: &[u8], item: &Item) -> Result<Vec<u8>, StateError> {
-    let len = usize::try_from(item.len).unwrap_or(usize::MAX);
-    let mut value = Vec::new();
-    value.try_reserve_exact(len).map_err(|_| StateError::NoMemory { needed: len })?;
-    value.resize(len, 0);
-    let read = segment.read_at(&mut value, item.offset());
-    read.map_err(StateError::io(Operation::Read, segment.id()))?;
+    let value = read(segment, item)?;
     if checksum(&value) == item.value_crc {
         return Ok(value);
     }
     Err(StateError::Corrupt(Box::new(damage(segment, key, item))))
 }
 
-/// An entry with its value.
-type Entry = (Table, Box<[u8]>, Item, Vec<u8>);
+fn read(segment: &dyn Segment, item: &Item) -> Result<Vec<u8>, StateError> {
+    let len = usize::try_from(item.len).unwrap_or(usize::MAX);
+    let mut value = Vec::new();
+    value.try_reserve_exact(len).map_err(|_| StateError::NoMemory { needed: len })?;
+    value.resize(len, 0);
+    let read = segment.read_at(&mut value, item.offset());
+    read.map_err(StateError::io(Operation::Read, segment.id()))?;
+    Ok(value)
+}
+
+/// A copy whose objects are being changed. Dropped before its end it leaves segments that are no log.
+#[derive(Debug)]
+pub struct Editing<'a> {
+    offline: &'a Offline,
+    copy: Copy<'a>,
+    edits: Edits<'a>,
+    options: EditOptions,
+}
+
+impl Editing<'_> {
+    /// Puts an object, with the fingerprint of its type or 0.
+    ///
+    /// # Errors
+    /// [`StateError::KeyEmpty`], [`StateError::KeyTooLong`], [`StateError::ValueTooLarge`], [`StateError::QuotaExceeded`]: it was not put,
+    /// and others may be. Those of a commit: the copy cannot be finished.
+    pub fn put(&mut self, key: &[u8], fingerprint: u64, value: impl Into<Vec<u8>>) -> Result<(), StateError> {
+        let value = value.into();
+        let cost = cost_of(key, value.len() as u64)?;
+        self.edits.check(self.edits.live_with(key, cost))?;
+        self.write(key, fingerprint, value)
+    }
+
+    fn write(&mut self, key: &[u8], fingerprint: u64, value: Vec<u8>) -> Result<(), StateError> {
+        let len = value.len() as u64;
+        self.edits.set(key, cost_of(key, len)?);
+        let (version, time_ms) = (self.copy.copied.edited, self.options.time_ms);
+        let item =
+            Item { len, version, fingerprint, time_ms, value_crc: checksum(&value), ..Item::default() };
+        self.copy.write(PartKind::Put, key, &item, value)
+    }
+
+    /// Deletes an object, if there is one.
+    ///
+    /// # Errors
+    /// As [`Editing::put`].
+    pub fn delete(&mut self, key: &[u8]) -> Result<(), StateError> {
+        check_key(key)?;
+        let written = self.edits.changed.get(key).is_some_and(|cost| *cost > 0);
+        self.edits.set(key, 0);
+        if !written {
+            // It is not copied, that is all.
+            return Ok(());
+        }
+        self.copy.write(PartKind::Delete, key, &Item::default(), Vec::new())
+    }
+
+    /// Deletes every object of the original; what was put here stays.
+    pub fn delete_others(&mut self) {
+        self.edits.delete_others();
+    }
+
+    /// Number of the commit that the edits count as.
+    pub fn edited(&self) -> u64 {
+        self.copy.copied.edited
+    }
+
+    /// Copies what was not changed, and ends the copy. `progress` as in [`Offline::verify`], of what is copied.
+    ///
+    /// # Errors
+    /// As [`Offline::copy_to`].
+    pub fn finish(mut self, mut progress: impl FnMut(u64, u64)) -> Result<Copied, StateError> {
+        let edits = &self.edits;
+        let wanted = |table: Table, key: &[u8]| table != Table::Objects || edits.keeps(key);
+        self.offline.copy_entries(&mut self.copy, self.options.copy.damaged, wanted, &mut progress)?;
+        self.copy.copied.keys += edits.changed.values().filter(|cost| **cost > 0).count() as u64;
+        self.copy.finish()
+    }
+}
+
+/// What edits do to the live bytes.
+#[derive(Debug)]
+struct Edits<'a> {
+    objects: &'a Tree,
+    quota: u64,
+    /// Live bytes of the original.
+    used: u64,
+    live: u64,
+    /// Live bytes that each key that was changed takes now; 0 if it was deleted.
+    changed: BTreeMap<Box<[u8]>, u64>,
+    others_deleted: bool,
+}
+
+impl<'a> Edits<'a> {
+    fn new(offline: &'a Offline, quota: u64) -> Edits<'a> {
+        let used = offline.replayed.ledger.live();
+        let objects = &offline.replayed.trees[Table::Objects.index()];
+        Edits { objects, quota, used, live: used, changed: BTreeMap::new(), others_deleted: false }
+    }
+
+    /// Whether the original's object stays.
+    fn keeps(&self, key: &[u8]) -> bool {
+        !self.others_deleted && !self.changed.contains_key(key)
+    }
+
+    fn cost(&self, key: &[u8]) -> u64 {
+        let original = || self.objects.get(key).map_or(0, |item| cost_in_log(key.len(), item.len));
+        match self.changed.get(key) {
+            Some(cost) => *cost,
+            None if self.others_deleted => 0,
+            None => original(),
+        }
+    }
+
+    fn live_with(&self, key: &[u8], cost: u64) -> u64 {
+        self.live - self.cost(key) + cost
+    }
+
+    fn set(&mut self, key: &[u8], cost: u64) {
+        self.live = self.live_with(key, cost);
+        self.changed.insert(key.into(), cost);
+    }
+
+    fn check(&self, needed: u64) -> Result<(), StateError> {
+        let (quota, used) = (self.quota, self.used);
+        // As in a commit: what makes less of too much is welcome.
+        if needed > quota && needed > used {
+            return Err(StateError::QuotaExceeded { needed, quota, used });
+        }
+        Ok(())
+    }
+
+    fn delete_others(&mut self) {
+        let originals = self.objects.range(Bound::Unbounded).filter(|(key, _)| self.keeps(key));
+        let gone: u64 = originals.map(|(key, item)| cost_in_log(key.len(), item.len)).sum();
+        self.live -= gone;
+        self.others_deleted = true;
+    }
+}
+
+/// What an object takes of the quota, in bytes.
+fn cost_of(key: &[u8], len: u64) -> Result<u64, StateError> {
+    check_key(key)?;
+    if len > MAX_VALUE_LEN {
+        return Err(StateError::ValueTooLarge { len });
+    }
+    Ok(cost_in_log(key.len(), len))
+}
+
+/// A part with its value.
+type Entry = (PartKind, Box<[u8]>, Item, Vec<u8>);
 
 /// A log that is being written from the entries of another.
+#[derive(Debug)]
 pub(crate) struct Copy<'a> {
     storage: &'a dyn Storage,
     log: Log,
@@ -277,18 +519,22 @@ impl<'a> Copy<'a> {
         item: &Item,
         value: Vec<u8>,
     ) -> Result<(), StateError> {
-        self.batched += crate::format::cost_in_log(key.len(), item.len);
-        self.batch.push((table, key.into(), *item, value));
         self.copied.keys += u64::from(table == Table::Objects);
-        if self.batched < BATCH { Ok(()) } else { self.write() }
+        self.write(PartKind::setting(table), key, item, value)
     }
 
-    fn write(&mut self) -> Result<(), StateError> {
+    fn write(&mut self, kind: PartKind, key: &[u8], item: &Item, value: Vec<u8>) -> Result<(), StateError> {
+        self.batched += cost_in_log(key.len(), item.len);
+        self.batch.push((kind, key.into(), *item, value));
+        if self.batched < BATCH { Ok(()) } else { self.write_batch() }
+    }
+
+    fn write_batch(&mut self) -> Result<(), StateError> {
         let outs: Vec<Out<'_>> = self
             .batch
             .iter()
-            .map(|(table, key, item, value)| Out {
-                kind: PartKind::setting(*table),
+            .map(|(kind, key, item, value)| Out {
+                kind: *kind,
                 key: (&**key).into(),
                 value,
                 fingerprint: item.fingerprint,
@@ -309,7 +555,7 @@ impl<'a> Copy<'a> {
 
     pub(crate) fn finish(mut self) -> Result<Copied, StateError> {
         // Also when there is nothing to copy: the log says how far its commits were numbered.
-        self.write()?;
+        self.write_batch()?;
         let (seq, segments) = self.log.take_unsynced();
         for segment in segments {
             segment.sync().map_err(StateError::io(Operation::Sync, segment.id()))?;
@@ -323,6 +569,15 @@ impl<'a> Copy<'a> {
         self.copied.commit = placed.seq;
         Ok(self.copied)
     }
+}
+
+/// Whose log a segment is of, as its header says; `None` if it has no readable header. Enough to tell a leftover from state, and no more:
+/// [`Offline::read`] says whether a log is whole.
+///
+/// # Errors
+/// [`StateError::OtherFormat`], [`StateError::Io`].
+pub fn lineage_of(segment: &dyn Segment) -> Result<Option<Lineage>, StateError> {
+    Ok(crate::replay::read_header(segment)?.ok().map(|header| header.lineage))
 }
 
 /// The segments of a directory by number, to be handed to [`Offline::read`].

@@ -34,16 +34,29 @@ impl<T: Clone> Published<T> {
     /// Changes the value under the lock. There is one writer at a time: its callers hold the log's lock.
     pub(crate) fn change<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
         let mut current = self.lock();
-        if let Some(value) = Arc::get_mut(&mut current) {
-            return change(value);
-        }
-        let mut copy = T::clone(&current);
-        let result = change(&mut copy);
-        let old = std::mem::replace(&mut *current, Arc::new(copy));
+        let (result, old) = change_in_place(&mut current, change);
         drop(current);
         // Outside of the lock: freeing the pages of a snapshot that ended meanwhile may take long.
         drop(old);
         result
+    }
+
+    /// As [`Published::change`], for a writer who holds the value himself: without letting go of it first, it would never be changed in
+    /// place. `mine` is the new value afterwards; `before` is shown the one it was and the current one.
+    pub(crate) fn change_mine(
+        &self,
+        mine: &mut Option<Arc<T>>,
+        before: impl FnOnce(&T, &T),
+        change: impl FnOnce(&mut T),
+    ) {
+        let mut current = self.lock();
+        if let Some(mine) = mine.take() {
+            before(&mine, &current);
+        }
+        let ((), old) = change_in_place(&mut current, change);
+        *mine = Some(current.clone());
+        drop(current);
+        drop(old);
     }
 
     /// Changes a copy without the lock and then puts it in place. There is one writer at a time, as above.
@@ -54,4 +67,17 @@ impl<T: Clone> Published<T> {
         drop(old);
         result
     }
+}
+
+/// Changes a value that nobody else holds, and a copy of any other. Returns what the copy replaced.
+fn change_in_place<T: Clone, R>(
+    current: &mut Arc<T>,
+    change: impl FnOnce(&mut T) -> R,
+) -> (R, Option<Arc<T>>) {
+    if let Some(value) = Arc::get_mut(current) {
+        return (change(value), None);
+    }
+    let mut copy = T::clone(current);
+    let result = change(&mut copy);
+    (result, Some(std::mem::replace(current, Arc::new(copy))))
 }

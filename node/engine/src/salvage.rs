@@ -11,7 +11,7 @@ use crate::StateError;
 use crate::error::Damage;
 use crate::format::{Effect, Header, HeaderPeek, Lineage, Listed, PEEK_LEN, PartKind, RecordHead};
 use crate::index::Item;
-use crate::offline::{Copied, Copy, CopyOptions, load};
+use crate::offline::{Copied, Copy, CopyOptions, Object, load};
 use crate::replay::{Cursor, Found, Headed, Records, Stop, retired_id};
 use crate::state::KeyInfo;
 use crate::storage::{Segment, Storage};
@@ -59,7 +59,8 @@ impl Salvage {
     /// it knows of none: should the end of the log be gone with every trace of it, nothing else can tell.
     ///
     /// # Errors
-    /// [`StateError::UnknownPart`], [`StateError::ForeignSegment`], [`StateError::Io`].
+    /// [`StateError::UnknownPart`], [`StateError::ForeignSegment`], [`StateError::Io`]; [`StateError::Corrupt`] where so much looks like a
+    /// record and is none that nothing can be said of the newest commits, and so of any object.
     pub fn open(
         segments: &[Arc<dyn Segment>],
         lineage: Lineage,
@@ -140,6 +141,12 @@ impl Salvage {
     pub fn keys(&self) -> impl Iterator<Item = (&[u8], KeyInfo)> {
         let entries = self.tables[Table::Objects.index()].iter();
         entries.filter_map(|(key, last)| Some((&**key, KeyInfo::of(last.item.as_ref()?))))
+    }
+
+    /// Reads, one by one and in order, the objects that were found, each with what [`Salvage::get`] says of it.
+    pub fn objects(&self) -> impl Iterator<Item = Object<'_>> {
+        let read = |(key, info)| Some((key, info, self.get(key).transpose()?));
+        self.keys().filter_map(read)
     }
 
     /// Copies everything that can be read, of all tables, into new segments, as [`crate::offline::Offline::copy_to`] does.
@@ -231,7 +238,16 @@ impl Salvage {
         let base = member.listed.map_or(last, |listed| listed.base_seq);
         let mut cursor = member.cursor;
         let mut expected = cursor.map_or(base, |cursor| cursor.seq) + 1;
-        while let Some((at, head, parts)) = self.one(&mut records, cursor, end)? {
+        loop {
+            let one = self.one(&mut records, cursor, end);
+            if let (Err(StateError::Corrupt(damage)), Some(_), true) =
+                (&one, member.listed, records.is_flooded())
+            {
+                // How far the commits of this segment go is known, so what cannot be found in it is a gap like any other.
+                self.damage.push((**damage).clone());
+                break;
+            }
+            let Some((at, head, parts)) = one? else { break };
             if head.seq > expected {
                 self.gap = self.gap.max(head.seq - 1);
             }

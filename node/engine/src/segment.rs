@@ -1,4 +1,4 @@
-//! A segment as the engine reads it: its map, and a cell for each stored version in it.
+//! A segment as the engine reads it: its map, and what is remembered of each stored version in it.
 //!
 //! One of the unsafe rooms, by the one rule it keeps: **a slice of the map is made only for an [`Item`] of a published index**, and an
 //! index is published only after the record that it points into was written whole; nothing in a segment is ever written twice. So
@@ -19,33 +19,45 @@ const PART_MIN: u64 = 64;
 /// Cells that are made together, when the first of them is asked for.
 const CELLS: usize = 1024;
 
-/// What is remembered of a stored version as long as its segment is mapped.
-#[derive(Debug, Default)]
-pub(crate) struct Cell {
-    /// The reader's: whether it has validated the value.
-    pub(crate) validated: AtomicU32,
-    /// The engine's: whether the value fitted its checksum, for a value that recovery left unread.
-    checked: AtomicU32,
+/// One number for each stored version of a segment, as long as it is mapped: 0 at first. Close together, because a random `get` finds none
+/// of them in a cache.
+struct Cells(Box<[OnceLock<Box<[AtomicU32]>>]>);
+
+impl Cells {
+    fn of(capacity: u64) -> Cells {
+        let chunks = capacity.div_ceil(PART_MIN * CELLS as u64);
+        Cells((0..chunks).map(|_| OnceLock::new()).collect())
+    }
+
+    #[inline]
+    fn get(&self, item: &Item) -> &AtomicU32 {
+        static NONE: AtomicU32 = AtomicU32::new(0);
+        let number = item.cell as usize;
+        let Some(chunk) = self.0.get(number / CELLS) else { return &NONE };
+        &chunk.get_or_init(|| (0..CELLS).map(|_| AtomicU32::new(0)).collect())[number % CELLS]
+    }
 }
 
 pub(crate) struct Mapped {
     pub(crate) segment: Arc<dyn Segment>,
     /// `None` where the owner never maps: then values are not read through this.
     map: Option<Map>,
-    cells: Box<[OnceLock<Box<[Cell]>>]>,
+    /// The reader's: whether it has validated the value.
+    validated: Cells,
+    /// The engine's: whether the value fitted its checksum, for a value that recovery left unread.
+    checked: Cells,
 }
 
 impl Mapped {
     pub(crate) fn new(segment: Arc<dyn Segment>) -> Result<Mapped, StateError> {
         let map = segment.map().map_err(StateError::io(Operation::Map, segment.id()))?;
-        let chunks = segment.capacity().div_ceil(PART_MIN * CELLS as u64);
-        let cells = (0..chunks).map(|_| OnceLock::new()).collect();
-        Ok(Mapped { segment, map: Some(map), cells })
+        let (validated, checked) = (Cells::of(segment.capacity()), Cells::of(segment.capacity()));
+        Ok(Mapped { segment, map: Some(map), validated, checked })
     }
 
     /// A segment that is only written and read by plain calls.
     pub(crate) fn unmapped(segment: Arc<dyn Segment>) -> Mapped {
-        Mapped { segment, map: None, cells: Box::default() }
+        Mapped { segment, map: None, validated: Cells::of(0), checked: Cells::of(0) }
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -62,19 +74,17 @@ impl Mapped {
         bytes.unwrap_or_default()
     }
 
-    /// The cell of an item.
-    pub(crate) fn cell(&self, item: &Item) -> &Cell {
-        static NONE: Cell = Cell { validated: AtomicU32::new(0), checked: AtomicU32::new(0) };
-        let number = item.cell as usize;
-        let Some(chunk) = self.cells.get(number / CELLS) else { return &NONE };
-        &chunk.get_or_init(|| (0..CELLS).map(|_| Cell::default()).collect())[number % CELLS]
+    /// Whether the reader has validated an item's value.
+    #[inline]
+    pub(crate) fn validated(&self, item: &Item) -> &AtomicU32 {
+        self.validated.get(item)
     }
 
     /// Compares a value that recovery left unread with its checksum, once.
     #[cold]
     pub(crate) fn check(&self, item: &Item, key: &[u8]) -> Result<(), StateError> {
-        let cell = self.cell(item);
-        if cell.checked.load(Ordering::Relaxed) == 1 {
+        let checked = self.checked.get(item);
+        if checked.load(Ordering::Relaxed) == 1 {
             return Ok(());
         }
         // Read, not mapped, the first time: an error of the disk is an error here, and would be a signal there.
@@ -84,7 +94,7 @@ impl Mapped {
             let why = "a value does not fit its checksum";
             return Err(StateError::damage(self.id(), item.offset(), Some(key), why));
         }
-        cell.checked.store(1, Ordering::Relaxed);
+        checked.store(1, Ordering::Relaxed);
         Ok(())
     }
 }

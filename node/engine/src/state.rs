@@ -88,13 +88,48 @@ impl State {
             fingerprint: item.fingerprint,
             version: item.version,
             time_ms: item.time_ms,
-            validated: &mapped.cell(item).validated,
+            validated: mapped.validated(item),
         })
     }
 
     fn entries(&self, table: Table) -> impl Iterator<Item = Result<(&[u8], Value<'_>), StateError>> {
         let range = self.tree(table).range(Bound::Unbounded);
         range.map(|(key, item)| self.value(key, item).map(|value| (key, value)))
+    }
+}
+
+/// What a transaction was begun over, and what its earlier pointers may point into.
+#[derive(Debug)]
+pub(crate) struct Base {
+    /// Let go of only while a commit publishes, so that pages which nobody else sees are changed in place.
+    pub(crate) state: Option<Arc<State>>,
+    /// Segments that pointers from before a commit may point into.
+    pub(crate) pins: Vec<Arc<Segments>>,
+}
+
+impl State {
+    /// Keeps the segments if `now` has others.
+    pub(crate) fn pin_if_other(&self, now: &State, pins: &mut Vec<Arc<Segments>>) {
+        if !Arc::ptr_eq(&self.segments, &now.segments) {
+            pins.push(self.segments.clone());
+        }
+    }
+}
+
+impl Base {
+    pub(crate) fn new(state: Arc<State>) -> Base {
+        Base { state: Some(state), pins: Vec::new() }
+    }
+
+    pub(crate) fn seq(&self) -> Option<u64> {
+        self.state.as_ref().map(|state| state.seq)
+    }
+
+    /// Goes over to another state; what was handed out stays good.
+    pub(crate) fn renew(&mut self, state: Arc<State>) {
+        if let Some(old) = self.state.replace(state.clone()) {
+            old.pin_if_other(&state, &mut self.pins);
+        }
     }
 }
 

@@ -1,7 +1,8 @@
-//! The five tables of a process's state, and how the entries of the four that the host keeps are written.
+//! The tables of a process's state, and how the entries of those that the host keeps are written.
 //!
-//! Objects are the tenant's. The others are what an invocation leaves behind beside them, in the same commit: consumption watermarks,
-//! sent messages, timers, remembered replies. All five are the same ordered maps of bytes; this module gives the host's four types.
+//! Objects are the tenant's. Four others are what an invocation leaves behind beside them, in the same commit: consumption watermarks,
+//! sent messages, timers, remembered replies. The last one holds what was captured of the process's files (`files`). All are the same
+//! ordered maps of bytes; this module gives the four their types.
 //! Decoders take bytes that a checksum vouched for but a sandbox wrote: they refuse, they never panic.
 
 use crate::StateError;
@@ -20,12 +21,14 @@ pub enum Table {
     Timers = 3,
     /// Replies that are remembered for callers that ask again.
     Replies = 4,
+    /// Files and their parts.
+    Files = 5,
 }
 
 impl Table {
     /// All tables.
     pub const ALL: [Table; TABLES] =
-        [Table::Objects, Table::Consumed, Table::Sent, Table::Timers, Table::Replies];
+        [Table::Objects, Table::Consumed, Table::Sent, Table::Timers, Table::Replies, Table::Files];
 
     pub(crate) fn index(self) -> usize {
         self as usize
@@ -33,7 +36,7 @@ impl Table {
 }
 
 /// How many tables there are.
-pub(crate) const TABLES: usize = 5;
+pub(crate) const TABLES: usize = 6;
 
 /// How far messages of one source and key are consumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,12 @@
 //! Who may write: one exclusive transaction at a time, any number of concurrent ones beside it, and nobody beside a sole one.
+//!
+//! Who holds what is one number, changed without a lock; the lock and the condition variable are only for those who wait.
+//!
+//! `tests/loom.rs` includes this file, as it does `publish.rs`.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+
+use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
 /// How a transaction writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,89 +20,111 @@ pub enum Access {
     Sole,
 }
 
-#[derive(Debug, Default)]
-struct Holders {
-    exclusive: bool,
-    sole: bool,
-    /// Concurrent transactions that are committing now.
-    committing: usize,
-    /// Threads that wait for a change: waking nobody would still be a system call.
-    waiting: usize,
-}
+/// An exclusive or sole transaction is there.
+const EXCLUSIVE: u64 = 1;
+/// It is a sole one.
+const SOLE: u64 = 2;
+/// Somebody waits for a change: waking nobody would still be a system call.
+const WAITING: u64 = 4;
+/// One concurrent transaction that is committing now. All higher bits count them.
+const COMMITTING: u64 = 8;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Turn {
-    holders: Mutex<Holders>,
+    holders: AtomicU64,
+    waiters: Mutex<()>,
     changed: Condvar,
 }
 
 impl Turn {
-    fn lock(&self) -> MutexGuard<'_, Holders> {
-        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn new() -> Turn {
+        Turn { holders: AtomicU64::new(0), waiters: Mutex::new(()), changed: Condvar::new() }
     }
 
-    fn wait(&self, busy: impl Fn(&Holders) -> bool) -> MutexGuard<'_, Holders> {
-        let mut holders = self.lock();
-        while busy(&holders) {
-            holders.waiting += 1;
-            holders = self.changed.wait(holders).unwrap_or_else(PoisonError::into_inner);
-            holders.waiting -= 1;
+    fn waiters(&self) -> MutexGuard<'_, ()> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds `what` to the holders unless one of `busy` is there.
+    fn try_add(&self, busy: u64, what: u64) -> bool {
+        let mut holders = self.holders.load(Ordering::Relaxed);
+        while holders & busy == 0 {
+            let next = holders + what;
+            match self.holders.compare_exchange_weak(holders, next, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => holders = now,
+            }
         }
-        holders
+        false
     }
 
-    fn change(&self, change: impl FnOnce(&mut Holders)) {
-        let mut holders = self.lock();
-        change(&mut holders);
-        if holders.waiting > 0 {
+    fn add(&self, busy: u64, what: u64) {
+        if self.try_add(busy, what) {
+            return;
+        }
+        let mut waiters = self.waiters();
+        loop {
+            // Said before looking again: whoever leaves after that look knows that it has to wake somebody, and cannot before this
+            // waits, because that takes the lock.
+            self.holders.fetch_or(WAITING, Ordering::Relaxed);
+            if self.try_add(busy, what) {
+                return;
+            }
+            waiters = self.changed.wait(waiters).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn remove(&self, what: u64) {
+        if self.holders.fetch_sub(what, Ordering::Release) & WAITING != 0 {
+            let waiters = self.waiters();
+            self.holders.fetch_and(!WAITING, Ordering::Relaxed);
             self.changed.notify_all();
+            drop(waiters);
         }
     }
 
     /// Waits for the turn that `access` needs. Concurrent transactions need none until they commit.
-    pub(crate) fn take(self: &Arc<Turn>, access: Access) -> Option<Held> {
-        let sole = match access {
+    pub(crate) fn take(&self, access: Access) -> Option<Held> {
+        let what = match access {
             Access::Concurrent => return None,
-            Access::Exclusive => false,
-            Access::Sole => true,
+            Access::Exclusive => EXCLUSIVE,
+            Access::Sole => EXCLUSIVE + SOLE,
         };
-        let mut holders = self.wait(|holders| holders.exclusive);
-        holders.exclusive = true;
-        if sole {
-            holders.sole = true;
-            drop(holders);
-            drop(self.wait(|holders| holders.committing > 0));
+        self.add(EXCLUSIVE, what);
+        if access == Access::Sole {
+            // Nobody begins to commit from now on; those who have begun end soon.
+            self.add(!(EXCLUSIVE | SOLE | WAITING), 0);
         }
-        Some(Held { turn: self.clone() })
+        Some(Held { what })
+    }
+
+    /// Ends a turn.
+    pub(crate) fn end(&self, turn: Held) {
+        self.remove(turn.what);
     }
 
     /// Lets a concurrent transaction commit: not beside a sole one.
-    pub(crate) fn pass(self: &Arc<Turn>) -> Passing {
-        self.wait(|holders| holders.sole).committing += 1;
-        Passing { turn: self.clone() }
+    pub(crate) fn pass(&self) -> Passing<'_> {
+        self.add(SOLE, COMMITTING);
+        Passing { turn: self }
     }
 }
 
-/// The turn of an exclusive or sole transaction; dropping it ends it.
+/// The turn of an exclusive or sole transaction, to be given to [`Turn::end`].
 #[derive(Debug)]
+#[must_use]
 pub(crate) struct Held {
-    turn: Arc<Turn>,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.turn.change(|holders| (holders.exclusive, holders.sole) = (false, false));
-    }
+    what: u64,
 }
 
 /// A concurrent transaction that commits; dropping it ends that.
 #[derive(Debug)]
-pub(crate) struct Passing {
-    turn: Arc<Turn>,
+pub(crate) struct Passing<'a> {
+    turn: &'a Turn,
 }
 
-impl Drop for Passing {
+impl Drop for Passing<'_> {
     fn drop(&mut self) {
-        self.turn.change(|holders| holders.committing -= 1);
+        self.turn.remove(COMMITTING);
     }
 }

@@ -78,14 +78,17 @@ fn a_sole_transaction_holds_back_the_commits_of_others() {
     let sim = Sim::new();
     let (engine, _) = open(&sim).unwrap();
     let mut sole = engine.begin(Access::Sole);
+    let (looked, has_looked) = std::sync::mpsc::channel();
     let other = std::thread::spawn({
         let engine = engine.clone();
         move || {
             let mut tx = engine.begin(Access::Concurrent);
             tx.put_bytes(b"k", b"other").unwrap();
+            looked.send(()).unwrap();
             tx.commit()
         }
     });
+    has_looked.recv().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(20));
     sole.put_bytes(b"k", b"sole").unwrap();
     sole.commit().unwrap();

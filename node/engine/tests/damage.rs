@@ -308,3 +308,39 @@ fn a_damaged_value_is_left_out_or_refused_by_copies_and_healed_by_a_put() {
     tx.commit().unwrap();
     assert_eq!(engine.snapshot().get(key).unwrap().unwrap().bytes, b"new");
 }
+
+/// A value whose bytes look like the heads of long records, in the way of whoever looks for what comes behind.
+#[test]
+fn what_lies_behind_forged_records_is_not_taken_for_nothing() {
+    const META: u32 = 48 << 10;
+    let mut forged = vec![0; 96 << 10];
+    for head in forged[..32 << 10].chunks_mut(64) {
+        head[..4].copy_from_slice(b"DZcm");
+        head[8..16].copy_from_slice(&(64 + u64::from(META)).to_le_bytes());
+        head[16..24].copy_from_slice(&2_u64.to_le_bytes());
+        head[48..52].copy_from_slice(&META.to_le_bytes());
+    }
+    let sim = Sim::new();
+    let (engine, _) = open(&sim).unwrap();
+    for value in [&b"before"[..], &forged, b"behind"] {
+        let mut tx = engine.begin(Access::Exclusive);
+        tx.put_bytes(b"key", value).unwrap();
+        let commit = tx.commit().unwrap();
+        drop(tx);
+        engine.wait(commit, Durability::Node).unwrap();
+    }
+    let mut images = sim.images();
+    drop(engine);
+    let image =
+        images.values_mut().find(|image| image.windows(64).any(|part| *part == forged[..64])).unwrap();
+    let at = image.windows(64).position(|part| *part == forged[..64]).unwrap();
+    // The head of the record that it is the value of, beyond repair.
+    let head = image[..at].windows(4).rposition(|part| part == b"DZcm").unwrap();
+    image[head + 16..head + 48].fill(0xEE);
+    let sim = Sim::from_images(&images);
+    assert!(matches!(open(&sim), Err(StateError::Corrupt(_))), "commits that had been durable were cut");
+    match Salvage::open(&sim.handles(), LINEAGE, 0) {
+        Ok(salvage) => assert!(salvage.get(b"key").map_or(true, |value| value.as_deref() == Some(b"behind"))),
+        Err(error) => assert!(matches!(error, StateError::Corrupt(_)), "{error}"),
+    }
+}

@@ -85,6 +85,35 @@ fn a_small_synced_commit_writes_about_a_page() {
     assert!(dirtied <= 5000, "after reopening: {dirtied} bytes per commit of 64");
 }
 
+/// Pages that are populated ahead of commits that nobody syncs are written by the sync that comes after all: that must stay in
+/// proportion, and end there.
+#[test]
+fn pages_populated_ahead_at_most_double_what_a_sync_writes() {
+    let Some(dir) = on_disk() else {
+        eprintln!(
+            "SKIPPED pages_populated_ahead_at_most_double_what_a_sync_writes: /var/tmp is not on a disk that counts"
+        );
+        return;
+    };
+    let engine = engine_in(dir.path());
+    commit(&engine, b"first", b"");
+    for commits in [50_u64, 200, 2000] {
+        let before = dirtied_bytes();
+        for n in 0..commits {
+            let mut tx = engine.begin(Access::Exclusive);
+            tx.put_bytes(&n.to_le_bytes(), &[7; 64]).unwrap();
+            tx.commit().unwrap();
+            engine.prepare(1 << 20);
+        }
+        engine.wait(u64::MAX, Durability::Node).unwrap();
+        let (dirtied, written) = (dirtied_bytes() - before, commits * 192);
+        println!("{commits} commits, {written} bytes: {dirtied} bytes dirtied");
+        assert!(dirtied <= 2 * written + 16384, "{dirtied} bytes dirtied for {written}");
+        let (each, _) = bytes_per_commit(&engine, dir.path());
+        assert!(each <= 5000, "after a stretch without syncs: {each} bytes per synced commit of 64");
+    }
+}
+
 /// Pages that were dirtied and synced before must not be written again by later commits.
 #[test]
 fn the_tenants_map_cannot_be_written() {

@@ -46,7 +46,13 @@ fn the_quota_is_checked_before_anything_is_kept() {
     let over = tx.put_bytes(b"k", &[0; 1025]).unwrap_err();
     assert!(matches!(over, StateError::QuotaExceeded { needed: 1104, quota: 1088, used: 0 }), "{over:?}");
     assert_eq!(sim.counts().0, written);
+    // What a commit left behind and nobody points to is no burden; what somebody does point to is one until the transaction ends.
+    for _ in 0..5 {
+        tx.put_bytes(b"k", &[0; 1024]).unwrap();
+        tx.commit().unwrap();
+    }
     tx.put_bytes(b"k", &[0; 1024]).unwrap();
+    assert_eq!(tx.get(b"k").unwrap().unwrap().bytes.len(), 1024);
     tx.commit().unwrap();
     assert_eq!(engine.summary().live_bytes, 1088);
     assert!(matches!(tx.put_bytes(b"l", b""), Err(StateError::QuotaExceeded { .. })));

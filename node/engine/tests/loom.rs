@@ -1,5 +1,6 @@
-//! Every interleaving of the two places where threads meet, within loom's bounds: the index is published and old ones are freed
-//! (`publish.rs`), and syncs are shared (`group.rs`). Both files are included as they are, with loom's types for the standard ones.
+//! Every interleaving of the three places where threads meet, within loom's bounds: the index is published and old ones are freed
+//! (`publish.rs`), syncs are shared (`group.rs`), and writers take turns (`turn.rs`). The files are included as they are, with loom's
+//! types for the standard ones.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub, missing_debug_implementations, reason = "tests")]
 
 mod sync {
@@ -11,11 +12,14 @@ mod sync {
 mod group;
 #[path = "../src/publish.rs"]
 mod publish;
+#[path = "../src/turn.rs"]
+mod turn;
 
 use group::{Group, Role};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use publish::Published;
+use turn::{Access, Turn};
 
 /// Three preemptions find what these protocols could get wrong, and keep the run short.
 fn model(run: impl Fn() + Sync + Send + 'static) {
@@ -69,8 +73,11 @@ fn a_reader_sees_whole_changes_and_nothing_is_kept() {
         };
         published.change(step);
         published.change_aside(step);
+        let mut mine = Some(published.snapshot());
+        published.change_mine(&mut mine, |mine, now| assert_eq!(mine.one, now.one), step);
+        assert_eq!(mine.map(|mine| (mine.one, mine.two)), Some((3, 3)));
         reader.join().unwrap();
-        assert_eq!(published.snapshot().one, 2);
+        assert_eq!(published.snapshot().one, 3);
         assert_eq!(alive.load(Ordering::SeqCst), 1, "an old value was kept");
     });
 }
@@ -135,4 +142,43 @@ fn an_error_reaches_everybody_and_nobody_tries_again() {
         wait(&group, &led);
         other.join().unwrap();
     });
+}
+
+/// What writers look at to see whether they are alone.
+#[derive(Default)]
+struct Alone {
+    exclusive: AtomicUsize,
+    sole: AtomicUsize,
+}
+
+fn write(turn: &Turn, alone: &Alone, access: Access) {
+    let Some(held) = turn.take(access) else {
+        let passing = turn.pass();
+        assert_eq!(alone.sole.load(Ordering::SeqCst), 0, "a commit beside a sole one");
+        return drop(passing);
+    };
+    assert_eq!(alone.exclusive.fetch_add(1, Ordering::SeqCst), 0, "two exclusive ones");
+    alone.sole.store(usize::from(access == Access::Sole), Ordering::SeqCst);
+    loom::thread::yield_now();
+    alone.sole.store(0, Ordering::SeqCst);
+    alone.exclusive.fetch_sub(1, Ordering::SeqCst);
+    turn.end(held);
+}
+
+/// Nobody is beside an exclusive one, no commit is beside a sole one, and everybody gets a turn (loom reports who waits for ever).
+#[test]
+fn turns_exclude_each_other_and_nobody_is_forgotten() {
+    use Access::{Concurrent, Exclusive, Sole};
+    for (one, other) in [(Exclusive, Exclusive), (Sole, Exclusive), (Sole, Concurrent), (Sole, Sole)] {
+        model(move || {
+            // Not loom's: one that is dropped while a deadlock is reported would end the whole program.
+            let shared = std::sync::Arc::new((Turn::new(), Alone::default()));
+            let second = {
+                let shared = shared.clone();
+                loom::thread::spawn(move || write(&shared.0, &shared.1, other))
+            };
+            write(&shared.0, &shared.1, one);
+            second.join().unwrap();
+        });
+    }
 }

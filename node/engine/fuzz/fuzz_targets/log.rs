@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use denizen_engine::offline::Offline;
 use denizen_engine::storage::{Map, Segment};
-use denizen_engine::{Access, Engine, Lineage, Options, Salvage};
+use denizen_engine::{Access, Engine, FileEntry, FileKind, Lineage, Options, Salvage};
 use libfuzzer_sys::fuzz_target;
 
 const LINEAGE: Lineage = Lineage([3; 16]);
@@ -56,6 +56,11 @@ fn seed() -> &'static (u64, Vec<u8>) {
             tx.remember_reply(&[n], denizen_engine::Reply { expires_ms: 1, reply: b"r" }).unwrap();
             tx.commit().unwrap();
         }
+        let mut files = engine.write_files();
+        files.put_part(1, &[5; 100]).unwrap();
+        let kind = FileKind::File { len: 5000, part_len: 4096, parts: vec![0, 1] };
+        files.put(b"dir/file", &FileEntry { mode: 0o644, modified: (1, 2), kind }).unwrap();
+        files.commit().unwrap();
         engine.seal().unwrap();
         let bytes = std::fs::read(storage.file(1)).unwrap();
         drop(engine);
@@ -80,6 +85,9 @@ fuzz_target!(|input: &[u8]| {
     if let Ok(offline) = Offline::read(&segments, Some(LINEAGE)) {
         let _ = offline.verify(|_, _| {});
         let _ = offline.inspect();
+        for (path, _) in offline.files().unwrap_or_default() {
+            let _ = offline.file(path, 1 << 20);
+        }
     }
     if let Ok(salvage) = Salvage::open(&segments, LINEAGE, 0) {
         for n in 0..4 {

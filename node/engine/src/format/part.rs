@@ -1,6 +1,6 @@
 //! The typed parts of a commit record.
 //!
-//! A part either sets an entry of one of the five tables or removes one; that is all that recovery, the index and the compactor need
+//! A part either sets an entry of one of the tables or removes one; that is all that recovery, the index and the compactor need
 //! to know of it, so a new kind of part is a row in [`PartKind::effect`]. Kinds that are not known are refused, never skipped: a
 //! part that is skipped is a commit that half happened.
 
@@ -40,6 +40,10 @@ pub enum PartKind {
     Watermark = 11,
     /// A segment holds nothing that is needed any more; it may be gone.
     SegmentRetired = 12,
+    /// A file, a directory or a part of a file is kept.
+    FileKept = 13,
+    /// A file, a directory or a part of a file is kept no longer.
+    FileForgotten = 14,
 }
 
 /// What a part does to the tables.
@@ -53,12 +57,12 @@ pub(crate) enum Effect {
 
 impl PartKind {
     /// The highest number that is known.
-    pub(crate) const LAST: u8 = PartKind::SegmentRetired as u8;
+    pub(crate) const LAST: u8 = PartKind::FileForgotten as u8;
 
     pub(crate) fn from_number(number: u8) -> Option<PartKind> {
         use PartKind::{
-            Acknowledged, Consumed, ConsumedForgotten, Delete, Put, ReplyForgotten, ReplyRemembered,
-            SegmentRetired, Sent, TimerCleared, TimerSet, Watermark,
+            Acknowledged, Consumed, ConsumedForgotten, Delete, FileForgotten, FileKept, Put, ReplyForgotten,
+            ReplyRemembered, SegmentRetired, Sent, TimerCleared, TimerSet, Watermark,
         };
         [
             Put,
@@ -73,6 +77,8 @@ impl PartKind {
             ReplyForgotten,
             Watermark,
             SegmentRetired,
+            FileKept,
+            FileForgotten,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == number)
@@ -90,6 +96,8 @@ impl PartKind {
             PartKind::TimerCleared => Effect::Remove(Table::Timers),
             PartKind::ReplyRemembered => Effect::Set(Table::Replies),
             PartKind::ReplyForgotten => Effect::Remove(Table::Replies),
+            PartKind::FileKept => Effect::Set(Table::Files),
+            PartKind::FileForgotten => Effect::Remove(Table::Files),
             PartKind::Watermark | PartKind::SegmentRetired => Effect::Log,
         }
     }
@@ -102,6 +110,7 @@ impl PartKind {
             Table::Sent => PartKind::Sent,
             Table::Timers => PartKind::TimerSet,
             Table::Replies => PartKind::ReplyRemembered,
+            Table::Files => PartKind::FileKept,
         }
     }
 
@@ -113,6 +122,7 @@ impl PartKind {
             Table::Sent => PartKind::Acknowledged,
             Table::Timers => PartKind::TimerCleared,
             Table::Replies => PartKind::ReplyForgotten,
+            Table::Files => PartKind::FileForgotten,
         }
     }
 }

@@ -5,10 +5,11 @@
 const INLINE_LEN: usize = 1024;
 
 #[derive(Debug, Clone)]
+#[repr(C, align(16))]
 pub(super) struct KeyBytes {
-    /// Used while `spilled` has no capacity.
-    inline_len: u32,
+    /// Used while nothing is spilled.
     inline: [u8; INLINE_LEN],
+    inline_len: u32,
     spilled: Option<Vec<u8>>,
 }
 

@@ -1,36 +1,57 @@
-//! The keys of one page: sorted, in one block of bytes, with eight bytes of each drawn out for searching.
+//! The keys of one page: sorted, in one block of bytes, with four bytes of each drawn out for searching.
 //!
-//! A search compares the drawn-out *heads* (the eight bytes behind the prefix that all keys of the page share, as a big-endian number,
+//! A search compares the drawn-out *heads* (the four bytes behind the prefix that all keys of the page share, as a big-endian number,
 //! padded with zeros) and looks at whole keys only where heads are equal. A head orders as its key does, except that equal heads say
 //! nothing.
 
 use super::FANOUT;
 use super::bytes::KeyBytes;
 
+/// What a search needs first lies first, so that it comes with few cache lines: none of them has to wait for another.
 #[derive(Debug, Clone)]
+#[repr(C)]
 pub(super) struct Keys {
-    len: usize,
+    len: u32,
     /// Bytes that all keys share, and that heads leave out.
-    shared: usize,
+    shared: u32,
     /// The first eight of those, as in a head.
     prefix: u64,
-    heads: [u64; FANOUT],
+    /// Length of every key; 0 if they differ. With it a key is found without reading where it ends, which would be one more cache miss
+    /// that the next one waits for.
+    stride: u32,
+    /// [`NO_HEAD`] behind the last key, so that a search need not wait for `len`.
+    heads: [u32; FANOUT],
+    bytes: KeyBytes,
     /// Where each key ends in `bytes`.
     ends: [u32; FANOUT],
-    bytes: KeyBytes,
 }
+
+/// No head is above it.
+const NO_HEAD: u32 = u32::MAX;
 
 impl Keys {
     pub(super) fn new() -> Keys {
-        Keys { len: 0, shared: 0, prefix: 0, heads: [0; FANOUT], ends: [0; FANOUT], bytes: KeyBytes::new() }
+        Keys {
+            len: 0,
+            shared: 0,
+            prefix: 0,
+            stride: 0,
+            heads: [NO_HEAD; FANOUT],
+            bytes: KeyBytes::new(),
+            ends: [0; FANOUT],
+        }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.len as usize
     }
 
     pub(super) fn get(&self, at: usize) -> &[u8] {
-        &self.bytes.as_slice()[self.start(at)..self.ends[at] as usize]
+        let bytes = self.bytes.as_slice();
+        match self.stride as usize {
+            0 => &bytes[self.start(at)..self.ends[at] as usize],
+            stride => &bytes[at * stride..][..stride],
+        }
     }
 
     fn start(&self, at: usize) -> usize {
@@ -40,35 +61,33 @@ impl Keys {
     /// Where `key` is, or where it would be.
     pub(super) fn find(&self, key: &[u8]) -> Result<usize, usize> {
         if !self.has_prefix(key) {
-            return if self.len > 0 && key < self.get(0) { Err(0) } else { Err(self.len) };
+            return if self.len > 0 && key < self.get(0) { Err(0) } else { Err(self.len()) };
         }
         self.find_behind_prefix(key)
     }
 
     /// Where `key` is, without asking first whether it shares the prefix: the whole key is compared at the end.
     pub(super) fn find_exact(&self, key: &[u8]) -> Option<usize> {
-        if key.len() < self.shared { None } else { self.find_behind_prefix(key).ok() }
+        if key.len() < self.shared as usize { None } else { self.find_behind_prefix(key).ok() }
     }
 
     /// Short prefixes are compared without touching the keys' bytes, which lie elsewhere.
     #[inline]
     fn has_prefix(&self, key: &[u8]) -> bool {
-        match self.shared {
+        match self.shared as usize {
             0 => true,
-            shared @ 1..=8 => {
-                key.len() >= shared && (head_of(key, 0) ^ self.prefix) >> (64 - 8 * shared) == 0
-            }
+            shared @ 1..=8 => key.len() >= shared && (prefix_of(key) ^ self.prefix) >> (64 - 8 * shared) == 0,
             shared => key.len() >= shared && key[..shared] == self.bytes.as_slice()[..shared],
         }
     }
 
     #[inline]
     fn find_behind_prefix(&self, key: &[u8]) -> Result<usize, usize> {
-        let head = head_of(key, self.shared);
-        let heads = &self.heads[..self.len];
-        let from = below(heads, head);
+        let head = head_of(key, self.shared as usize);
+        let from = below(&self.heads, head);
         let (mut low, mut high) = (from, from);
-        while high < self.len && heads[high] == head {
+        let heads = &self.heads[..self.len()];
+        while high < heads.len() && heads[high] == head {
             high += 1;
         }
         while low < high {
@@ -91,42 +110,44 @@ impl Keys {
     }
 
     pub(super) fn insert(&mut self, at: usize, key: &[u8]) {
-        let start = self.start(at);
+        let (start, len) = (self.start(at), self.len());
         let grown = u32::try_from(key.len()).unwrap_or(u32::MAX);
+        self.stride = if len == 0 || self.stride == grown { grown } else { 0 };
         self.bytes.insert(start, key);
-        self.ends.copy_within(at..self.len, at + 1);
+        self.ends.copy_within(at..len, at + 1);
         self.ends[at] = u32::try_from(start).unwrap_or(u32::MAX);
         self.len += 1;
-        self.ends[at..self.len].iter_mut().for_each(|end| *end += grown);
-        let other = if at == 0 { self.len - 1 } else { 0 };
-        if self.len == 1 || shared_len(key, self.get(other)) < self.shared {
+        self.ends[at..=len].iter_mut().for_each(|end| *end += grown);
+        let other = if at == 0 { len } else { 0 };
+        if len == 0 || shared_len(key, self.get(other)) < self.shared as usize {
             self.draw_heads();
         } else {
-            self.heads.copy_within(at..self.len - 1, at + 1);
-            self.heads[at] = head_of(key, self.shared);
+            self.heads.copy_within(at..len, at + 1);
+            self.heads[at] = head_of(key, self.shared as usize);
         }
     }
 
     pub(super) fn remove(&mut self, at: usize) {
-        let (start, end) = (self.start(at), self.ends[at] as usize);
+        let (start, end, len) = (self.start(at), self.ends[at] as usize, self.len());
         self.bytes.remove(start, end);
         let shrunk = u32::try_from(end - start).unwrap_or(u32::MAX);
-        self.ends.copy_within(at + 1..self.len, at);
-        self.heads.copy_within(at + 1..self.len, at);
+        self.ends.copy_within(at + 1..len, at);
+        self.heads.copy_within(at + 1..len, at);
+        self.heads[len - 1] = NO_HEAD;
         self.len -= 1;
-        self.ends[at..self.len].iter_mut().for_each(|end| *end -= shrunk);
+        self.ends[at..len - 1].iter_mut().for_each(|end| *end -= shrunk);
     }
 
     /// Keeps the first `at` keys and returns the others.
     pub(super) fn split_off(&mut self, at: usize) -> Keys {
         let mut right = Keys::new();
-        let start = self.start(at);
+        let (start, len) = (self.start(at), self.len());
         right.bytes = self.bytes.split_off(start);
-        right.len = self.len - at;
-        for (to, from) in right.ends.iter_mut().zip(&self.ends[at..self.len]) {
+        for (to, from) in right.ends.iter_mut().zip(&self.ends[at..len]) {
             *to = from - u32::try_from(start).unwrap_or(u32::MAX);
         }
-        self.len = at;
+        right.len = u32::try_from(len - at).unwrap_or(u32::MAX);
+        self.len = u32::try_from(at).unwrap_or(u32::MAX);
         self.draw_heads();
         right.draw_heads();
         right
@@ -134,10 +155,10 @@ impl Keys {
 
     /// Appends all keys of `other`, which are greater.
     pub(super) fn append(&mut self, other: &Keys) {
-        let base = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        let (base, len) = (u32::try_from(self.bytes.len()).unwrap_or(u32::MAX), self.len());
         self.bytes.append(other.bytes.as_slice());
-        for at in 0..other.len {
-            self.ends[self.len + at] = other.ends[at] + base;
+        for at in 0..other.len() {
+            self.ends[len + at] = other.ends[at] + base;
         }
         self.len += other.len;
         self.draw_heads();
@@ -145,14 +166,20 @@ impl Keys {
 
     /// Finds out again what all keys share. They are sorted, so the first and the last share only what all do.
     fn draw_heads(&mut self) {
-        if self.len == 0 {
-            self.shared = 0;
+        self.stride = 0;
+        self.shared = 0;
+        let len = self.len();
+        self.heads[len..].fill(NO_HEAD);
+        if len == 0 {
             return;
         }
-        self.shared = shared_len(self.get(0), self.get(self.len - 1));
-        self.prefix = head_of(self.get(0), 0);
-        for at in 0..self.len {
-            self.heads[at] = head_of(self.get(at), self.shared);
+        let first = self.ends[0];
+        let alike = (1..len).all(|at| self.ends[at] - self.ends[at - 1] == first);
+        self.stride = if alike { first } else { 0 };
+        self.shared = u32::try_from(shared_len(self.get(0), self.get(len - 1))).unwrap_or(u32::MAX);
+        self.prefix = prefix_of(self.get(0));
+        for at in 0..len {
+            self.heads[at] = head_of(self.get(at), self.shared as usize);
         }
     }
 
@@ -163,27 +190,37 @@ impl Keys {
 }
 
 /// How many of the sorted `heads` are below `head`: first over the last head of every cache line, then within one line. No load
-/// waits for another one's value, so a page that is not in any cache costs one miss and not one per step.
+/// waits for another one's value, and nothing is guessed, so a page that is not in any cache costs one miss and not one per step.
 #[inline]
-fn below(heads: &[u64], head: u64) -> usize {
-    const LINE: usize = 8;
-    let lines = heads.chunks_exact(LINE).filter(|line| line[LINE - 1] < head).count();
-    let rest = &heads[lines * LINE..];
-    lines * LINE + rest[..rest.len().min(LINE)].iter().filter(|one| **one < head).count()
+fn below(heads: &[u32; FANOUT], head: u32) -> usize {
+    const LINE: usize = 16;
+    let count =
+        |some: &mut dyn Iterator<Item = &u32>| some.map(|one| usize::from(*one < head)).sum::<usize>();
+    let lines = count(&mut heads.iter().skip(LINE - 1).step_by(LINE));
+    // Where every line is below, the last one is counted whole.
+    let begin = lines.min(FANOUT / LINE - 1) * LINE;
+    begin + count(&mut heads[begin..begin + LINE].iter())
 }
 
 fn shared_len(one: &[u8], other: &[u8]) -> usize {
     one.iter().zip(other).take_while(|(one, other)| one == other).count()
 }
 
-fn head_of(key: &[u8], shared: usize) -> u64 {
-    let rest = key.get(shared..).unwrap_or_default();
-    if let Some(head) = rest.first_chunk::<8>() {
-        return u64::from_be_bytes(*head);
-    }
-    let mut head = [0; 8];
-    head[..rest.len()].copy_from_slice(rest);
-    u64::from_be_bytes(head)
+fn head_of(key: &[u8], shared: usize) -> u32 {
+    u32::from_be_bytes(padded(key.get(shared..).unwrap_or_default()))
+}
+
+fn prefix_of(key: &[u8]) -> u64 {
+    u64::from_be_bytes(padded(key))
+}
+
+/// The first bytes, with zeros behind what is shorter.
+fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    bytes.first_chunk::<N>().copied().unwrap_or_else(|| {
+        let mut padded = [0; N];
+        padded[..bytes.len()].copy_from_slice(bytes);
+        padded
+    })
 }
 
 #[cfg(test)]
@@ -192,11 +229,12 @@ mod tests {
 
     #[test]
     fn counting_by_lines_is_counting() {
-        let heads: Vec<u64> = (0..48).map(|n| n / 3 * 10).collect();
-        for len in 0..=heads.len() {
-            for head in 0..170 {
-                let plain = heads[..len].iter().filter(|one| **one < head).count();
-                assert_eq!(below(&heads[..len], head), plain);
+        for len in 0..=FANOUT {
+            let mut heads = [NO_HEAD; FANOUT];
+            (0..len).for_each(|at| heads[at] = u32::try_from(at / 3 * 10).unwrap());
+            for head in (0..170).chain([u32::MAX]) {
+                let plain = heads.iter().filter(|one| **one < head).count();
+                assert_eq!(below(&heads, head), plain);
             }
         }
     }
@@ -221,6 +259,41 @@ mod tests {
         assert_eq!(right.find(b"abcdefghik"), Ok(2));
         keys.append(&right);
         assert_eq!(keys.find(b"b"), Ok(6));
+    }
+
+    /// Against a plain list: keys of one length and of several, as they come and go.
+    #[test]
+    fn keys_of_one_length_and_of_several_are_found() {
+        let mut random = 7_u64;
+        let mut next = |below: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            usize::try_from(random >> 33).unwrap() % below
+        };
+        for lengths in [1, 2, 9] {
+            let (mut keys, mut plain) = (Keys::new(), Vec::<Vec<u8>>::new());
+            for _ in 0..20_000 {
+                let key: Vec<u8> = (0..3 + next(lengths)).map(|_| u8::try_from(next(4)).unwrap()).collect();
+                assert_eq!(keys.find(&key), plain.binary_search(&key));
+                assert_eq!(keys.find_exact(&key), plain.binary_search(&key).ok());
+                match plain.binary_search(&key) {
+                    Ok(at) => {
+                        keys.remove(at);
+                        plain.remove(at);
+                    }
+                    Err(at) if plain.len() < FANOUT => {
+                        keys.insert(at, &key);
+                        plain.insert(at, key);
+                    }
+                    Err(_) => {
+                        let at = next(FANOUT);
+                        let right = keys.split_off(at);
+                        assert_eq!((0..right.len()).map(|n| right.get(n)).collect::<Vec<_>>(), plain[at..]);
+                        if next(2) == 0 { keys.append(&right) } else { plain.truncate(at) }
+                    }
+                }
+                assert_eq!((0..keys.len()).map(|n| keys.get(n)).collect::<Vec<_>>(), plain);
+            }
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod items;
 mod iter;
 mod keys;
 pub(crate) mod page;
+mod shared;
 mod tree;
 
 pub(crate) use tree::Tree;

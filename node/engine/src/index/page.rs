@@ -4,10 +4,9 @@
 //! gives out. Positions are encoded by segment number, not by slot, because slots mean nothing elsewhere. What is decoded is
 //! untrusted: counts, lengths and the order of keys are checked.
 
-use std::sync::Arc;
-
 use super::items::Items;
 use super::keys::Keys;
+use super::shared::Shared;
 use super::tree::{Inner, Leaf, Node, Tree};
 use super::{FANOUT, Item};
 use crate::format::{Fields, MAX_KEY_LEN, checksum};
@@ -168,13 +167,13 @@ fn decode_node(
     let depth = depth.checked_sub(1).ok_or(PageError::Malformed)?;
     let page = fetch(number).ok_or(PageError::Missing(number))?;
     Ok(match decode_page(&page, places)? {
-        Page::Leaf(leaf) => Node::Leaf(Arc::new(*leaf)),
+        Page::Leaf(leaf) => Node::Leaf(Shared::new(*leaf)),
         Page::Inner(keys, numbers) => {
             let mut children = Vec::with_capacity(FANOUT);
             for number in numbers {
                 children.push(decode_node(number, fetch, places, depth)?);
             }
-            Node::Inner(Arc::new(Inner { keys: *keys, children }))
+            Node::Inner(Shared::new(Inner { keys: *keys, children }))
         }
     })
 }

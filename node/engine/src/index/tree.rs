@@ -1,10 +1,9 @@
 //! The tree itself: search, insertion, removal, copying what is shared.
 
-use std::sync::Arc;
-
 use super::items::Items;
 use super::iter::Range;
 use super::keys::Keys;
+use super::shared::{Blocks, Page, Shared};
 use super::{FANOUT, Item};
 
 /// Below this a page is joined with a neighbour, if the two fit.
@@ -27,8 +26,23 @@ pub(super) struct Inner {
 
 #[derive(Debug, Clone)]
 pub(super) enum Node {
-    Leaf(Arc<Leaf>),
-    Inner(Arc<Inner>),
+    Leaf(Shared<Leaf>),
+    Inner(Shared<Inner>),
+}
+
+/// Leaves are nearly all of an index, and inner pages stay in the cache.
+static LEAVES: Blocks = Blocks::new();
+
+impl Page for Leaf {
+    fn blocks() -> Option<&'static Blocks> {
+        Some(&LEAVES)
+    }
+}
+
+impl Page for Inner {
+    fn blocks() -> Option<&'static Blocks> {
+        None
+    }
 }
 
 /// An ordered map from keys to items. Cloning it is a snapshot.
@@ -67,7 +81,7 @@ impl Tree {
             let mut leaf = Leaf { keys: Keys::new(), items: Items::new() };
             leaf.keys.insert(0, key);
             leaf.items.insert(0, item);
-            self.root = Some(Node::Leaf(Arc::new(leaf)));
+            self.root = Some(Node::Leaf(Shared::new(leaf)));
             self.len = 1;
             return None;
         };
@@ -78,7 +92,7 @@ impl Tree {
             let left = root.clone();
             let mut children = Vec::with_capacity(FANOUT);
             children.extend([left, right]);
-            *root = Node::Inner(Arc::new(Inner { keys, children }));
+            *root = Node::Inner(Shared::new(Inner { keys, children }));
         }
         self.len += u64::from(old.is_none());
         old
@@ -116,21 +130,21 @@ impl Tree {
 impl Node {
     fn insert(&mut self, key: &[u8], item: Item) -> (Option<Item>, Split) {
         match self {
-            Node::Leaf(leaf) => Arc::make_mut(leaf).insert(key, item),
-            Node::Inner(inner) => Arc::make_mut(inner).insert(key, item),
+            Node::Leaf(leaf) => leaf.make_mut().insert(key, item),
+            Node::Inner(inner) => inner.make_mut().insert(key, item),
         }
     }
 
     fn remove(&mut self, key: &[u8]) -> Option<Item> {
         match self {
             Node::Leaf(leaf) => {
-                let leaf = Arc::make_mut(leaf);
+                let leaf = leaf.make_mut();
                 let at = leaf.keys.find(key).ok()?;
                 leaf.keys.remove(at);
                 Some(leaf.items.remove(at))
             }
             Node::Inner(inner) => {
-                let inner = Arc::make_mut(inner);
+                let inner = inner.make_mut();
                 let at = inner.keys.rank(key);
                 let removed = inner.children[at].remove(key);
                 inner.join_if_sparse(at);
@@ -189,7 +203,7 @@ impl Leaf {
         } else {
             right.put(at - cut, key, item);
         }
-        (None, Some((right.keys.get(0).to_vec(), Node::Leaf(Arc::new(right)))))
+        (None, Some((right.keys.get(0).to_vec(), Node::Leaf(Shared::new(right)))))
     }
 
     fn put(&mut self, at: usize, key: &[u8], item: Item) {
@@ -220,7 +234,7 @@ impl Inner {
         keys.remove(0);
         let mut wide = Vec::with_capacity(FANOUT);
         wide.extend(children);
-        (old, Some((first, Node::Inner(Arc::new(Inner { keys, children: wide })))))
+        (old, Some((first, Node::Inner(Shared::new(Inner { keys, children: wide })))))
     }
 
     /// Joins the child with a neighbour if it has become small, and drops it if it is empty.
@@ -244,9 +258,9 @@ impl Inner {
         }
         let right = self.children.remove(left + 1);
         match (&mut self.children[left], &right) {
-            (Node::Leaf(into), Node::Leaf(right)) => Arc::make_mut(into).join(right),
+            (Node::Leaf(into), Node::Leaf(right)) => into.make_mut().join(right),
             (Node::Inner(into), Node::Inner(right)) => {
-                let into = Arc::make_mut(into);
+                let into = into.make_mut();
                 let middle = self.keys.get(left).to_vec();
                 into.keys.insert(into.keys.len(), &middle);
                 into.keys.append(&right.keys);

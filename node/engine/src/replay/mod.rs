@@ -100,7 +100,7 @@ pub(crate) fn read_headers(
 }
 
 /// The header, or whether the segment looks as if it was never written.
-fn read_header(segment: &dyn Segment) -> Result<Result<Header, bool>, StateError> {
+pub(crate) fn read_header(segment: &dyn Segment) -> Result<Result<Header, bool>, StateError> {
     let (id, capacity) = (segment.id(), segment.capacity());
     let read = |bytes: &mut [u8]| segment.read_at(bytes, 0).map_err(StateError::io(Operation::Read, id));
     if capacity < PEEK_LEN as u64 || capacity > MAX_SEGMENT_LEN {

@@ -13,6 +13,13 @@ pub(crate) const EAGER_LEN: u64 = 16 << 10;
 /// Parts beyond this many bytes of a record are not searched for a flipped bit: it would take too long.
 const REPAIRED_LEN: usize = 64 << 10;
 
+/// Bytes that may be hashed in vain while records are looked for in a segment, in lengths of the segment. What a sandbox wrote may look
+/// like the head of a long record at every place, and each of them costs its length.
+const IN_VAIN: u64 = 4;
+
+/// Bytes that may be hashed while flipped bits are looked for in a segment: once the most that one place can take.
+const REPAIRS: u64 = 8 * ((RECORD_LEN + REPAIRED_LEN) as u64).pow(2);
+
 /// Read at once.
 const WINDOW: usize = 1 << 20;
 
@@ -48,11 +55,16 @@ pub(crate) struct Records<'a> {
     capacity: u64,
     window: Vec<u8>,
     window_at: u64,
+    /// Bytes that were hashed, and were no record.
+    in_vain: u64,
+    /// Bytes that were hashed for flipped bits.
+    repairing: u64,
 }
 
 impl<'a> Records<'a> {
     pub(crate) fn new(segment: &'a dyn Segment, lineage: Lineage) -> Records<'a> {
-        Records { segment, lineage, capacity: segment.capacity(), window: Vec::new(), window_at: 0 }
+        let capacity = segment.capacity();
+        Records { segment, lineage, capacity, window: Vec::new(), window_at: 0, in_vain: 0, repairing: 0 }
     }
 
     fn place(&self, at: u64) -> Place {
@@ -87,7 +99,11 @@ impl<'a> Records<'a> {
         }
         let place = self.place(at);
         let record = self.bytes(at, RECORD_LEN + head.meta_len as usize)?;
-        Ok(head.fits(place, record).then_some(head))
+        let fits = head.fits(place, record);
+        if !fits {
+            self.in_vain += head.values_at();
+        }
+        Ok(fits.then_some(head))
     }
 
     /// The record that follows `cursor`.
@@ -119,25 +135,34 @@ impl<'a> Records<'a> {
             return Ok(None);
         }
         let place = self.place(cursor.at);
+        // The copy counts, too.
+        let mut hashed = left.min(RECORD_LEN + REPAIRED_LEN) as u64;
         let follows = |head: &RecordHead| head.seq == cursor.seq + 1 && head.prev == cursor.chain;
-        let fitting = |record: &[u8]| {
+        let mut fitting = |record: &[u8]| {
             let head = RecordHead::decode(record).filter(follows)?;
+            hashed += head.values_at();
             (head.len <= left as u64 && head.fits(place, record)).then_some(head)
         };
+        if self.repairing >= REPAIRS {
+            return Ok(None);
+        }
         let mut record = self.bytes(cursor.at, left.min(RECORD_LEN + REPAIRED_LEN))?.to_vec();
         // With a bit of the parts flipped the head is as it was, so it says how far to try.
         let parts_end = RecordHead::decode(&record).filter(follows).map(|head| head.values_at());
         let end = parts_end.and_then(|end| usize::try_from(end).ok()).unwrap_or(RECORD_LEN);
+        let mut found = None;
         for bit in 0..end.min(record.len()) * 8 {
             record[bit / 8] ^= 1 << (bit % 8);
-            if let Some(head) = fitting(&record) {
-                let meta = &record[RECORD_LEN..RECORD_LEN + head.meta_len as usize];
-                return Found::all(self.segment.id(), cursor.at, &head, meta)
-                    .map(|parts| Some((head, parts)));
+            found = fitting(&record);
+            if found.is_some() {
+                break;
             }
             record[bit / 8] ^= 1 << (bit % 8);
         }
-        Ok(None)
+        self.repairing += hashed;
+        let Some(head) = found else { return Ok(None) };
+        let meta = &record[RECORD_LEN..RECORD_LEN + head.meta_len as usize];
+        Found::all(self.segment.id(), cursor.at, &head, meta).map(|parts| Some((head, parts)))
     }
 
     /// Whether a value fits its checksum.
@@ -150,6 +175,11 @@ impl<'a> Records<'a> {
         Ok(ReadChecksum::new(self.segment).of(part.value_at, head.value_len)? == head.value_crc)
     }
 
+    /// Whether [`Records::scan`] has given up.
+    pub(crate) fn is_flooded(&self) -> bool {
+        self.in_vain > IN_VAIN * self.capacity
+    }
+
     /// Whether the next bytes, up to a page of them, are zeros.
     pub(crate) fn blank_at(&mut self, at: u64) -> Result<bool, StateError> {
         let len = usize::try_from(self.capacity.saturating_sub(at)).unwrap_or(usize::MAX).min(4096);
@@ -157,6 +187,10 @@ impl<'a> Records<'a> {
     }
 
     /// The next valid record at or after `at`, at any multiple of 16.
+    ///
+    /// # Errors
+    /// Damage where too much looks like a record and is none. What lies behind is not known then, and is not to be taken for nothing: it
+    /// may be what says that a missing commit had been durable.
     pub(crate) fn scan(&mut self, mut at: u64) -> Result<Option<(u64, RecordHead)>, StateError> {
         loop {
             match self.segment.next_data(at) {
@@ -167,6 +201,10 @@ impl<'a> Records<'a> {
             while at + RECORD_LEN as u64 <= step_end {
                 if let Some(head) = self.valid_at(at)? {
                     return Ok(Some((at, head)));
+                }
+                if self.is_flooded() {
+                    let why = "too much looks like a record and is none: what is behind it cannot be known";
+                    return Err(StateError::damage(self.segment.id(), at, None, why));
                 }
                 at += 16;
             }
@@ -339,5 +377,36 @@ mod tests {
             }
         }
         assert!(refused > 5000, "{refused}");
+    }
+
+    /// Forged heads wherever one can be, each of which says that it is as long as can be.
+    fn flood(segment: &mut [u8]) {
+        let len = segment.len();
+        for at in (0..len - RECORD_LEN).step_by(RECORD_LEN) {
+            let rest = (len - at) as u64;
+            let meta_len = u32::try_from(rest - RECORD_LEN as u64).unwrap();
+            let mut bytes = [0; RECORD_LEN];
+            bytes[..4].copy_from_slice(b"DZcm");
+            bytes[8..16].copy_from_slice(&rest.to_le_bytes());
+            bytes[16..24].copy_from_slice(&2_u64.to_le_bytes());
+            bytes[24..32].copy_from_slice(&1_u64.to_le_bytes());
+            bytes[48..52].copy_from_slice(&meta_len.to_le_bytes());
+            assert!(RecordHead::decode(&bytes).is_some());
+            segment[at..at + RECORD_LEN].copy_from_slice(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_segment_full_of_forged_heads_is_judged_in_bounded_work_and_is_never_blank() {
+        let mut image = vec![0; 16 << 20];
+        flood(&mut image);
+        let segment = Memory(image);
+        let mut records = Records::new(&segment, LINEAGE);
+        let error = records.scan(0).unwrap_err();
+        assert!(matches!(error, StateError::Corrupt(_)), "{error}");
+        assert!(records.in_vain <= (IN_VAIN + 1) * records.capacity, "{} bytes", records.in_vain);
+        // Nor is more hashed by asking again.
+        records.scan(16).unwrap_err();
+        assert!(records.in_vain <= (IN_VAIN + 2) * records.capacity, "{} bytes", records.in_vain);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
 use memmap2::MmapOptions;
@@ -77,6 +78,10 @@ impl Segment for FileSegment {
         // write all of it to the disk. A system that refuses the advice loses nothing but that.
         let _ = map.advise(memmap2::Advice::Random);
         Map::from_mmap(map)
+    }
+
+    fn writable_file(&self) -> Option<BorrowedFd<'_>> {
+        self.writable.as_ref().map(AsFd::as_fd)
     }
 
     fn next_data(&self, offset: u64) -> Option<u64> {

@@ -15,6 +15,7 @@ mod map;
 
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 pub use directory::Directory;
@@ -53,6 +54,11 @@ pub trait Segment: Send + Sync + fmt::Debug {
     /// # Errors
     /// Whatever the system says.
     fn map(&self) -> io::Result<Map>;
+
+    /// The file, to be written through a map as well as by [`Segment::write_at`]; `None` if it cannot be mapped for writing.
+    fn writable_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Where data begins at or after `offset`; `None` if only zeros that were never written follow. `Some(offset)` is always true enough.
     fn next_data(&self, offset: u64) -> Option<u64> {

@@ -4,6 +4,7 @@
 //! transaction is dropped, and so are the segments that it has read. What is kept counts against the quota, so that a loop of puts
 //! cannot grow without end.
 
+mod entries;
 mod scan;
 mod writes;
 
@@ -13,8 +14,7 @@ use std::sync::Arc;
 use crate::StateError;
 use crate::engine::Engine;
 use crate::format::{MAX_VALUE_LEN, check_key, cost_in_log};
-use crate::segment::Segments;
-use crate::state::{KeyInfo, Snapshot, State, Value, begin_of, slice, whole};
+use crate::state::{Base, KeyInfo, Snapshot, State, Value, begin_of, slice, whole};
 use crate::tables::{
     Consumption, Message, MessageId, Reply, Table, Timer, TimerId, UNSTAMPED, consumption_key,
 };
@@ -34,23 +34,20 @@ pub struct Savepoint(usize);
 pub struct Transaction {
     engine: Engine,
     access: Access,
-    /// Taken out only while a commit publishes, so that pages which nobody else sees are changed in place.
-    base: Option<Arc<State>>,
+    base: Base,
     writes: Writes,
-    /// Segments that pointers from before a commit may point into.
-    pins: Vec<Arc<Segments>>,
-    _turn: Option<Held>,
+    turn: Option<Held>,
 }
 
 impl Transaction {
     pub(crate) fn new(engine: Engine, access: Access, turn: Option<Held>) -> Transaction {
-        let base = Some(engine.published());
-        Transaction { engine, access, base, writes: Writes::default(), pins: Vec::new(), _turn: turn }
+        let base = Base::new(engine.published());
+        Transaction { engine, access, base, writes: Writes::default(), turn }
     }
 
     fn base(&self) -> &State {
-        // `commit` takes it out only when it will succeed, and puts the next one in before it returns.
-        self.base.as_ref().expect("a transaction has a base between calls")
+        // A commit takes it out only while it publishes, and puts the next one in.
+        self.base.state.as_ref().expect("a transaction has a base between calls")
     }
 
     /// The object under `key`, own writes included.
@@ -129,12 +126,10 @@ impl Transaction {
                 self.note(Table::Objects, key);
                 return Ok(None);
             };
-            let (fingerprint, len) = (value.fingerprint, value.bytes.len());
-            self.check_quota(Table::Objects, key, len)?;
-            // Looked up again because `check_quota` takes all of `self`; the copy is what costs.
-            let Some(value) = self.get(key)? else { return Ok(None) };
-            let pending = Pending::new(fingerprint, value.bytes)?;
-            self.keep(Table::Objects, key, Change::Set(Arc::new(pending)));
+            let seen = self.seen(Table::Objects, key);
+            self.check_quota(Table::Objects, key, seen, value.bytes.len())?;
+            let pending = Pending::new(value.fingerprint, value.bytes)?;
+            self.writes.change(Table::Objects, key, || seen, Change::Set(Arc::new(pending)));
         }
         Ok(self.writes.pending_mut(key))
     }
@@ -194,9 +189,9 @@ impl Transaction {
         after: Option<&'s [u8]>,
     ) -> impl Iterator<Item = (&'s [u8], Merged<'s>)> {
         let from = begin_of(prefix, after);
-        let own = self.writes.table(Table::Objects).range::<[u8], _>((from, std::ops::Bound::Unbounded));
+        let own = self.writes.table(Table::Objects).from(from);
         let stored = self.base().tree(Table::Objects).range(from);
-        merge(own.map(|(key, write)| (&**key, &write.change)), stored)
+        merge(own.map(|(key, write)| (key, &write.change)), stored)
             .take_while(move |(key, _)| key.starts_with(prefix))
     }
 
@@ -311,13 +306,8 @@ impl Transaction {
             Access::Concurrent => Some(self.engine.pass()),
             Access::Exclusive | Access::Sole => None,
         };
-        let segments = self.base().segments.clone();
         let outcome = self.engine.commit(&self.writes, &mut self.base);
         if outcome.is_ok() {
-            if !self.pins.last().is_some_and(|last| Arc::ptr_eq(last, &segments)) {
-                self.pins.push(segments);
-            }
-            self.base = Some(self.engine.published());
             self.writes.clear();
         }
         outcome
@@ -326,8 +316,7 @@ impl Transaction {
     /// Forgets all changes since the last commit and looks at the state anew. What was handed out before stays good.
     pub fn abort(&mut self) {
         self.writes.clear();
-        let base = self.base.replace(self.engine.published());
-        self.pins.extend(base.map(|base| base.segments.clone()));
+        self.base.renew(self.engine.published());
     }
 
     /// Number of the commit that this transaction sees, besides its own writes; 0 before the first.
@@ -337,7 +326,7 @@ impl Transaction {
 
     /// What is committed, as this transaction sees it without its own writes.
     pub fn committed(&self) -> Snapshot {
-        Snapshot { state: self.base.clone().unwrap_or_else(|| self.engine.published()) }
+        Snapshot { state: self.base.state.clone().unwrap_or_else(|| self.engine.published()) }
     }
 
     fn seen(&self, table: Table, key: &[u8]) -> Seen {
@@ -355,18 +344,25 @@ impl Transaction {
         }
     }
 
-    fn set(&mut self, table: Table, key: &[u8], fingerprint: u64, value: &[u8]) -> Result<(), StateError> {
+    pub(crate) fn set(
+        &mut self,
+        table: Table,
+        key: &[u8],
+        fingerprint: u64,
+        value: &[u8],
+    ) -> Result<(), StateError> {
         check_key(key)?;
         if value.len() as u64 > MAX_VALUE_LEN {
             return Err(StateError::ValueTooLarge { len: value.len() as u64 });
         }
-        self.check_quota(table, key, value.len())?;
+        let seen = self.seen(table, key);
+        self.check_quota(table, key, seen, value.len())?;
         let pending = Pending::new(fingerprint, value)?;
-        self.keep(table, key, Change::Set(Arc::new(pending)));
+        self.writes.change(table, key, || seen, Change::Set(Arc::new(pending)));
         Ok(())
     }
 
-    fn remove(&mut self, table: Table, key: &[u8]) -> bool {
+    pub(crate) fn remove(&mut self, table: Table, key: &[u8]) -> bool {
         let present = self.info_in(table, key).is_some();
         if present {
             self.keep(table, key, Change::Remove);
@@ -377,12 +373,20 @@ impl Transaction {
     }
 
     /// Both the state after this transaction and the memory that it pins must fit.
-    fn check_quota(&self, table: Table, key: &[u8], len: usize) -> Result<(), StateError> {
+    fn check_quota(&self, table: Table, key: &[u8], seen: Seen, len: usize) -> Result<(), StateError> {
         let quota = self.engine.quota();
         let used = self.base().live;
-        let replaced = self.info_in(table, key).map_or(0, |info| cost_in_log(key.len(), info.len));
+        let replaced = self.writes.get(table, key).map_or(seen.cost, |write| write.change.cost(key, seen));
         let live = self.writes.live_over(used).saturating_sub(replaced) + cost_in_log(key.len(), len as u64);
         let needed = live.max(self.writes.pinned() + len as u64);
         if needed > quota { Err(StateError::QuotaExceeded { needed, quota, used }) } else { Ok(()) }
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        // First, so that the next writer does not find the pages shared.
+        self.base.state = None;
+        self.turn.take().into_iter().for_each(|turn| self.engine.end_turn(turn));
     }
 }

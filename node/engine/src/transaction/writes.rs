@@ -1,10 +1,11 @@
 //! The private write set of a transaction: what it will commit, and how to take a piece of it back.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use super::entries::Entries;
 use crate::error::ShownKey;
 use crate::format::{PartKind, checksum, cost_in_log};
 use crate::index::Item;
@@ -22,6 +23,8 @@ pub(crate) struct Pending {
     pub(crate) validated: AtomicU32,
     /// Somebody may hold a pointer to it: it must not be edited any more.
     seen: AtomicBool,
+    /// Somebody was given it to edit, and may still write to it.
+    lent: bool,
 }
 
 /// Short values lie in the `Arc` of their `Pending`, which does not move either: one allocation less for each.
@@ -47,9 +50,7 @@ impl Bytes {
             bytes[..value.len()].copy_from_slice(value);
             return Ok(Bytes::Short(Short { bytes, len }));
         }
-        let mut bytes =
-            AlignedBuf::zeroed(value.len()).ok_or(StateError::NoMemory { needed: value.len() })?;
-        bytes.copy_from_slice(value);
+        let bytes = AlignedBuf::copy_of(value).ok_or(StateError::NoMemory { needed: value.len() })?;
         Ok(Bytes::Long(bytes))
     }
 
@@ -71,7 +72,13 @@ impl Pending {
 
     pub(super) fn new(fingerprint: u64, value: &[u8]) -> Result<Pending, StateError> {
         let bytes = Bytes::new(value)?;
-        Ok(Pending { bytes, fingerprint, validated: AtomicU32::new(0), seen: AtomicBool::new(false) })
+        let (validated, seen) = (AtomicU32::new(0), AtomicBool::new(false));
+        Ok(Pending { bytes, fingerprint, validated, seen, lent: false })
+    }
+
+    /// Whether somebody may hold a pointer to it.
+    fn is_pointed_to(&self) -> bool {
+        self.lent || self.seen.load(Ordering::Relaxed)
     }
 
     pub(super) fn value(&self) -> Value<'_> {
@@ -123,7 +130,8 @@ pub(crate) enum Change {
 }
 
 impl Change {
-    fn cost(&self, key: &[u8], seen: Seen) -> u64 {
+    /// Live bytes under the key if this is committed.
+    pub(super) fn cost(&self, key: &[u8], seen: Seen) -> u64 {
         match self {
             Change::Keep => seen.cost,
             Change::Set(pending) => cost_in_log(key.len(), pending.bytes().len() as u64),
@@ -138,14 +146,14 @@ type Undo = (Table, Box<[u8]>, Option<Write>);
 /// All changes of a transaction.
 #[derive(Debug, Default)]
 pub(crate) struct Writes {
-    tables: [BTreeMap<Box<[u8]>, Write>; TABLES],
+    tables: [Entries; TABLES],
     /// Grows while a savepoint is open.
     undo: Vec<Undo>,
     /// Lengths of `undo` at which savepoints began.
     savepoints: Vec<usize>,
     /// Values that were replaced, taken back or committed, and that somebody may still point to.
     retired: Vec<Arc<Pending>>,
-    /// Bytes of all values made, retired ones included.
+    /// Bytes of all values that are here, retired ones included.
     pinned: u64,
     /// Bytes by which this would change the live bytes.
     added: u64,
@@ -155,13 +163,12 @@ pub(crate) struct Writes {
 }
 
 impl Writes {
-    pub(crate) fn table(&self, table: Table) -> &BTreeMap<Box<[u8]>, Write> {
+    pub(crate) fn table(&self, table: Table) -> &Entries {
         &self.tables[table.index()]
     }
 
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Option<&Write> {
-        let writes = self.table(table);
-        if writes.is_empty() { None } else { writes.get(key) }
+        self.table(table).get(key)
     }
 
     pub(crate) fn pinned(&self) -> u64 {
@@ -183,19 +190,12 @@ impl Writes {
         if let Change::Set(pending) = &change {
             self.pinned += pending.bytes().len() as u64;
         }
-        let writes = &mut self.tables[table.index()];
-        let before = if writes.is_empty() { None } else { writes.get(key).cloned() };
-        let seen = before.as_ref().map_or_else(seen, |before| before.seen);
+        let seen = self.get(table, key).map_or_else(seen, |before| before.seen);
         self.added += change.cost(key, seen);
+        let before = self.tables[table.index()].insert(key, Write { seen, change });
         match &before {
             Some(before) => self.added -= before.change.cost(key, before.seen),
             None => self.hidden += seen.cost,
-        }
-        match writes.get_mut(key) {
-            Some(write) => write.change = change,
-            None => {
-                writes.insert(key.into(), Write { seen, change });
-            }
         }
         self.retired.extend(before.as_ref().and_then(|before| match &before.change {
             Change::Set(pending) => Some(pending.clone()),
@@ -214,14 +214,20 @@ impl Writes {
         let write = self.tables[Table::Objects.index()].get_mut(key)?;
         let Change::Set(pending) = &mut write.change else { return None };
         let pending = Arc::get_mut(pending)?;
-        if *pending.seen.get_mut() { None } else { Some(pending.bytes.get_mut()) }
+        if *pending.seen.get_mut() {
+            return None;
+        }
+        pending.lent = true;
+        Some(pending.bytes.get_mut())
     }
 
     /// The pending value of a key that was just made.
     pub(crate) fn pending_mut(&mut self, key: &[u8]) -> Option<&mut [u8]> {
         let write = self.tables[Table::Objects.index()].get_mut(key)?;
         let Change::Set(pending) = &mut write.change else { return None };
-        Arc::get_mut(pending).map(|pending| pending.bytes.get_mut())
+        let pending = Arc::get_mut(pending)?;
+        pending.lent = true;
+        Some(pending.bytes.get_mut())
     }
 
     pub(crate) fn begin_savepoint(&mut self) -> usize {
@@ -264,7 +270,7 @@ impl Writes {
         match before {
             Some(before) => {
                 self.added += before.change.cost(&key, before.seen);
-                writes.insert(key, before);
+                writes.insert(&key, before);
             }
             // That it was looked at stays known: the caller may have decided by what it saw.
             None => {
@@ -288,14 +294,15 @@ impl Writes {
     }
 
     /// The parts of the record that this will be, as commit `seq`.
-    pub(crate) fn parts(&self, seq: u64) -> Vec<Out<'_>> {
-        let mut parts = Vec::with_capacity(self.tables.iter().map(BTreeMap::len).sum());
-        for table in Table::ALL {
-            for (key, write) in self.table(table) {
-                let key = stamped(table, key, seq);
+    pub(crate) fn parts(&self, seq: u64) -> Parts<'_> {
+        let mut parts = Parts::None;
+        for table in Table::ALL.into_iter().filter(|table| !self.table(*table).is_empty()) {
+            for (key, write) in self.table(table).iter() {
                 match &write.change {
-                    Change::Set(pending) => parts.push(set(table, key, pending)),
-                    Change::Remove if write.seen.version != 0 => parts.push(remove(table, key)),
+                    Change::Set(pending) => parts.push(set(table, stamped(table, key, seq), pending)),
+                    Change::Remove if write.seen.version != 0 => {
+                        parts.push(remove(table, stamped(table, key, seq)));
+                    }
                     Change::Remove | Change::Keep => {}
                 }
             }
@@ -305,16 +312,49 @@ impl Writes {
 
     /// Forgets all changes but keeps what somebody may point to.
     pub(crate) fn clear(&mut self) {
-        for writes in &mut self.tables {
-            for (_, write) in std::mem::take(writes) {
-                if let Change::Set(pending) = write.change {
-                    self.retired.push(pending);
-                }
-            }
+        for entries in &mut self.tables {
+            entries.drain(|write| match write.change {
+                Change::Set(pending) if pending.is_pointed_to() => self.retired.push(pending),
+                Change::Set(pending) => self.pinned -= pending.bytes().len() as u64,
+                Change::Remove | Change::Keep => {}
+            });
         }
         self.undo.clear();
         self.savepoints.clear();
         (self.added, self.hidden, self.stamps) = (0, 0, 0);
+    }
+}
+
+/// The parts of a record. Most have one, which takes no memory of its own.
+#[derive(Debug)]
+pub(crate) enum Parts<'a> {
+    None,
+    One([Out<'a>; 1]),
+    Many(Vec<Out<'a>>),
+}
+
+impl<'a> Parts<'a> {
+    fn push(&mut self, part: Out<'a>) {
+        *self = match std::mem::replace(self, Parts::None) {
+            Parts::None => Parts::One([part]),
+            Parts::One([one]) => Parts::Many(vec![one, part]),
+            Parts::Many(mut many) => {
+                many.push(part);
+                Parts::Many(many)
+            }
+        };
+    }
+}
+
+impl<'a> Deref for Parts<'a> {
+    type Target = [Out<'a>];
+
+    fn deref(&self) -> &[Out<'a>] {
+        match self {
+            Parts::None => &[],
+            Parts::One(one) => one,
+            Parts::Many(many) => many,
+        }
     }
 }
 
