@@ -1,24 +1,21 @@
-//! Receives what this sandbox is to be, and the two descriptors of its state.
-//!
-//! The descriptors ride on the first bytes of the frame, so this is the one place that reads with `recvmsg`; it does so before the
-//! filters, which forbid that call.
+//! Receives what this sandbox is to be, and the segments of its state.
 
-use std::fs::File;
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use denizen_wire::{Assignment, FrameReader, Kind, WireError};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use denizen_engine::storage::Segment;
+use denizen_engine::{Lineage, Options, SegmentSizes};
+use denizen_wire::{Assignment, Header, Kind, SegmentUse, WireError};
 
-use crate::link::Link;
+use crate::link::Gone;
+use crate::source::Source;
 
 /// An assignment and what came with it.
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) assignment: Assignment,
-    /// Writable, read-only. None for a probe.
-    pub(crate) state: Option<(File, File)>,
+    /// Segments of the log.
+    pub(crate) segments: Vec<Arc<dyn Segment>>,
+    pub(crate) spares: Vec<Arc<dyn Segment>>,
 }
 
 /// Why there is none.
@@ -30,52 +27,74 @@ pub(crate) enum NotReceived {
     Broken(#[from] WireError),
     #[error("the agent sent a {0:?} frame where the assignment was due")]
     NotAnAssignment(Kind),
-    #[error("{0} state descriptors came with the assignment, 2 were due")]
-    Descriptors(usize),
+    #[error("the agent sent a {0:?} frame where a segment was due")]
+    NotASegment(Kind),
+    #[error("segment {0} came without its two descriptors, or they cannot be used")]
+    Descriptors(u64),
+    #[error("{0} descriptors came with a probe, which has no state")]
+    Probe(usize),
 }
 
-/// Waits for the assignment. Frames behind it stay in `frames`.
-pub(crate) fn receive(link: &Link, frames: &mut FrameReader) -> Result<Received, NotReceived> {
-    let mut descriptors = Vec::new();
-    loop {
-        if let Some(frame) = frames.frame()? {
+impl From<Gone> for NotReceived {
+    fn from(_: Gone) -> NotReceived {
+        NotReceived::Gone
+    }
+}
+
+/// Waits for the assignment and its segments. Frames behind them stay in `source`.
+pub(crate) fn receive(source: &mut Source) -> Result<Received, NotReceived> {
+    let assignment = loop {
+        if let Some(frame) = source.frames.frame()? {
             if frame.header.kind != Kind::Assign {
                 return Err(NotReceived::NotAnAssignment(frame.header.kind));
             }
-            let assignment: Assignment = frame.document()?;
-            let state = state_of(&assignment, descriptors)?;
-            return Ok(Received { assignment, state });
+            break frame.document::<Assignment>()?;
         }
-        let count = receive_some(link, frames.space(), &mut descriptors)?;
-        frames.filled(count);
-    }
-}
-
-fn state_of(assignment: &Assignment, descriptors: Vec<OwnedFd>) -> Result<Option<(File, File)>, NotReceived> {
-    let count = descriptors.len();
-    let mut descriptors = descriptors.into_iter().map(File::from);
-    match (assignment.probe, descriptors.next(), descriptors.next(), count) {
-        (true, None, None, 0) => Ok(None),
-        (false, Some(writable), Some(read_only), 2) => Ok(Some((writable, read_only))),
-        _ => Err(NotReceived::Descriptors(count)),
-    }
-}
-
-fn receive_some(link: &Link, into: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> Result<usize, NotReceived> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let message = loop {
-        match recvmsg(link.socket(), &mut [IoSliceMut::new(into)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-            Ok(message) if message.bytes == 0 => return Err(NotReceived::Gone),
-            Ok(message) => break message,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return Err(NotReceived::Gone),
-        }
+        source.read()?;
     };
-    for item in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = item {
-            descriptors.extend(rights);
-        }
+    let segments = receive_segments(source, assignment.segments, SegmentUse::Log)?;
+    let spares = receive_segments(source, assignment.spares, SegmentUse::Spare)?;
+    if assignment.probe && source.unclaimed() > 0 {
+        return Err(NotReceived::Probe(source.unclaimed()));
     }
-    Ok(message.bytes)
+    Ok(Received { assignment, segments, spares })
+}
+
+fn receive_segments(
+    source: &mut Source,
+    count: u32,
+    wanted: SegmentUse,
+) -> Result<Vec<Arc<dyn Segment>>, NotReceived> {
+    let mut segments = Vec::new();
+    while segments.len() < count as usize {
+        let header = next_header(source)?;
+        if header.kind != Kind::Segment || SegmentUse::from_number(header.a) != Some(wanted) {
+            return Err(NotReceived::NotASegment(header.kind));
+        }
+        segments.push(source.segment(&header).ok_or(NotReceived::Descriptors(header.c))?);
+    }
+    Ok(segments)
+}
+
+fn next_header(source: &mut Source) -> Result<Header, NotReceived> {
+    loop {
+        if let Some(frame) = source.frames.frame()? {
+            return Ok(frame.header);
+        }
+        source.read()?;
+    }
+}
+
+/// How the engine is to open the state of an assignment; `None` if its lineage is none.
+pub(crate) fn engine_options(assignment: &Assignment) -> Option<Options> {
+    let lineage = denizen_wire::from_hex(&assignment.lineage)?;
+    let mut options = Options::new(Lineage(lineage.try_into().ok()?), assignment.limits.state_bytes);
+    let sizes = SegmentSizes::default();
+    let or = |bytes: u64, default: u64| if bytes == 0 { default } else { bytes };
+    options.segments = SegmentSizes {
+        min_bytes: or(assignment.segment_min_bytes, sizes.min_bytes),
+        max_bytes: or(assignment.segment_max_bytes, sizes.max_bytes),
+    };
+    options.durable_at_least = assignment.durable_at_least;
+    Some(options)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use denizen_state::AlignedBuf;
+use denizen_engine::AlignedBuf;
 
 use crate::locked;
 

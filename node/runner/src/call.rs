@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use denizen_abi as abi;
-use denizen_state::{Reader, StateError, Transaction, Value};
-use denizen_wire::{CancelReason, FailKind, Failure, ReplyHead};
+use denizen_engine::{KeyInfo, MAX_KEY_LEN, Savepoint, Snapshot, StateError, Transaction, Value};
+use denizen_wire::{CancelReason, Durability, FailKind, Failure, ReplyHead};
 
 use crate::buffers::Body;
-use crate::declare::Function;
-use crate::gate::Mode;
+use crate::declare::{Function, Mode};
+use crate::files;
 use crate::inbox::{Inbox, InputEnd, Taken};
 use crate::serve::Runner;
+use crate::trouble::Trouble;
 
 /// An invocation whose function may be run.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(crate) struct Call {
     pub(crate) input: Option<Body>,
     pub(crate) content_type: Box<str>,
     pub(crate) invocation: Box<str>,
+    /// What the commit is to have survived when the reply is sent.
+    pub(crate) wanted: Durability,
 }
 
 impl Call {
@@ -37,16 +40,31 @@ impl Call {
 
 /// The state as an invocation may use it.
 #[derive(Debug)]
-pub(crate) enum Access<'e> {
-    Write(Transaction<'e>),
-    Read(Reader<'e>),
+#[expect(clippy::large_enum_variant, reason = "there is one on the stack of each running call, and no other")]
+pub(crate) enum Access {
+    Write(Transaction),
+    Read(Snapshot),
 }
 
-impl Access<'_> {
-    pub(crate) fn get(&self, key: &[u8]) -> Option<Value<'_>> {
+impl Access {
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Value<'_>>, StateError> {
         match self {
             Access::Write(transaction) => transaction.get(key),
-            Access::Read(reader) => reader.get(key),
+            Access::Read(snapshot) => snapshot.get(key),
+        }
+    }
+
+    fn get_range(&self, key: &[u8], offset: u64, len: u64) -> Result<Option<&[u8]>, StateError> {
+        match self {
+            Access::Write(transaction) => transaction.get_range(key, offset, len),
+            Access::Read(snapshot) => snapshot.get_range(key, offset, len),
+        }
+    }
+
+    fn info(&self, key: &[u8]) -> Option<KeyInfo> {
+        match self {
+            Access::Write(transaction) => transaction.info(key),
+            Access::Read(snapshot) => snapshot.info(key),
         }
     }
 
@@ -55,17 +73,29 @@ impl Access<'_> {
         prefix: &'s [u8],
         after: Option<&'s [u8]>,
         visit: impl FnMut(&'s [u8], Value<'s>) -> ControlFlow<()>,
-    ) {
+    ) -> Result<(), StateError> {
         match self {
             Access::Write(transaction) => transaction.scan(prefix, after, visit),
-            Access::Read(reader) => reader.scan(prefix, after, visit),
+            Access::Read(snapshot) => snapshot.scan(prefix, after, visit),
         }
     }
 
-    pub(crate) fn commit_number(&self) -> u64 {
+    pub(crate) fn keys<'s>(
+        &'s self,
+        prefix: &'s [u8],
+        after: Option<&'s [u8]>,
+        visit: impl FnMut(&'s [u8], KeyInfo) -> ControlFlow<()>,
+    ) {
+        match self {
+            Access::Write(transaction) => transaction.keys(prefix, after, visit),
+            Access::Read(snapshot) => snapshot.keys(prefix, after, visit),
+        }
+    }
+
+    fn commit_number(&self) -> u64 {
         match self {
             Access::Write(transaction) => transaction.commit_number(),
-            Access::Read(reader) => reader.commit_number(),
+            Access::Read(snapshot) => snapshot.commit_number(),
         }
     }
 }
@@ -90,22 +120,27 @@ pub(crate) enum Output {
 
 /// An invocation whose function runs.
 #[derive(Debug)]
-pub(crate) struct Active<'e> {
+pub(crate) struct Active {
     pub(crate) runner: &'static Runner,
     pub(crate) id: u64,
     pub(crate) function: &'static Function,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) content_type: Box<str>,
     pub(crate) invocation: Box<str>,
-    pub(crate) access: Access<'e>,
+    pub(crate) access: Access,
+    wanted: Durability,
+    /// Whether it may run once more if it meets a conflict.
+    may_rerun: bool,
     input: Input,
     read_so_far: usize,
     reply_type: String,
     output: Output,
     failure: Option<(FailKind, String)>,
-    /// The last thing that went wrong with the state, in more detail than a status has.
-    state_error: Option<(i32, FailKind, String)>,
+    pub(crate) trouble: Trouble,
     committed: bool,
+    /// Open savepoints, and what the function calls them.
+    savepoints: Vec<(u64, Savepoint)>,
+    next_savepoint: u64,
 }
 
 /// How an invocation ended.
@@ -116,8 +151,16 @@ pub(crate) enum Outcome {
     Failed { failure: Failure, commit: u64 },
 }
 
-impl<'e> Active<'e> {
-    pub(crate) fn new(runner: &'static Runner, call: Call, access: Access<'e>) -> Active<'e> {
+/// What comes after a function returned.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    Done(Outcome),
+    /// It met a conflict and left no trace: the same again, alone.
+    Again(Call),
+}
+
+impl Active {
+    pub(crate) fn new(runner: &'static Runner, call: Call, access: Access, may_rerun: bool) -> Active {
         Active {
             runner,
             id: call.id,
@@ -126,13 +169,17 @@ impl<'e> Active<'e> {
             content_type: call.content_type,
             invocation: call.invocation,
             access,
+            wanted: call.wanted,
+            may_rerun,
             input: call.input.map_or(Input::Stream, Input::Whole),
             read_so_far: 0,
             reply_type: String::new(),
             output: Output::None,
             failure: None,
-            state_error: None,
+            trouble: Trouble::default(),
             committed: false,
+            savepoints: Vec::new(),
+            next_savepoint: 1,
         }
     }
 
@@ -228,70 +275,233 @@ impl<'e> Active<'e> {
 
     /// Sends the next bytes of a streamed reply, and waits while there is no credit.
     pub(crate) fn reply_write(&mut self, bytes: &[u8]) -> Result<(), i32> {
+        let first = self.begin_stream()?;
+        let head = first.then_some(self.reply_type.as_str());
+        self.runner.send_with_credit(self.id, &self.inbox, head, bytes, self.access.commit_number())
+    }
+
+    /// The reply streams from now on; says whether it did not before, so that its head is due.
+    fn begin_stream(&mut self) -> Result<bool, i32> {
         if matches!(self.output, Output::Whole(_)) {
             return Err(abi::DZ_E_INVALID);
         }
         let first = matches!(self.output, Output::None);
         self.output = Output::Streaming;
-        let head = first.then_some(self.reply_type.as_str());
-        self.runner.send_with_credit(self.id, &self.inbox, head, bytes, self.access.commit_number())
+        Ok(first)
     }
 
     pub(crate) fn fail(&mut self, kind: FailKind, message: String) {
         self.failure = Some((kind, message));
     }
 
+    /// The object under a key.
+    #[inline]
+    pub(crate) fn value(&mut self, key: &[u8]) -> Result<Option<Value<'_>>, i32> {
+        check_key(key)?;
+        self.access.get(key).map_err(|error| self.trouble.of_state(self.runner, &error))
+    }
+
+    pub(crate) fn range(&mut self, key: &[u8], offset: u64, len: u64) -> Result<Option<&[u8]>, i32> {
+        check_key(key)?;
+        let part = self.access.get_range(key, offset, len);
+        part.map_err(|error| self.trouble.of_state(self.runner, &error))
+    }
+
+    pub(crate) fn info(&self, key: &[u8]) -> Result<KeyInfo, i32> {
+        check_key(key)?;
+        self.access.info(key).ok_or(abi::DZ_E_NOT_FOUND)
+    }
+
+    pub(crate) fn keys<'s>(
+        &'s self,
+        prefix: &'s [u8],
+        after: Option<&'s [u8]>,
+        visit: impl FnMut(&'s [u8], KeyInfo) -> ControlFlow<()>,
+    ) {
+        self.access.keys(prefix, after, visit);
+    }
+
+    pub(crate) fn commit_number(&self) -> u64 {
+        self.access.commit_number()
+    }
+
+    fn transaction(&mut self) -> Result<&mut Transaction, i32> {
+        match &mut self.access {
+            Access::Write(transaction) => Ok(transaction),
+            Access::Read(_) => Err(abi::DZ_E_READ_ONLY),
+        }
+    }
+
+    /// Does something to the transaction.
+    fn change<T>(
+        &mut self,
+        change: impl FnOnce(&mut Transaction) -> Result<T, StateError>,
+    ) -> Result<T, i32> {
+        let result = change(self.transaction()?);
+        result.map_err(|error| self.trouble.of_state(self.runner, &error))
+    }
+
     pub(crate) fn put(&mut self, key: &[u8], fingerprint: u64, value: &[u8]) -> i32 {
-        let Access::Write(transaction) = &mut self.access else { return abi::DZ_E_READ_ONLY };
-        let result = transaction.put(key, fingerprint, value);
-        self.status_of(result)
+        status_of(self.change(|transaction| transaction.put(key, fingerprint, value)))
     }
 
     pub(crate) fn delete(&mut self, key: &[u8]) -> i32 {
-        let Access::Write(transaction) = &mut self.access else { return abi::DZ_E_READ_ONLY };
-        match transaction.delete(key) {
+        match self.change(|transaction| transaction.delete(key)) {
             Ok(false) => abi::DZ_E_NOT_FOUND,
-            result => self.status_of(result.map(|_| ())),
+            result => status_of(result.map(|_| ())),
         }
     }
 
+    /// Where the copy of an object that is to be changed lies.
+    pub(crate) fn update(&mut self, key: &[u8]) -> Result<(*mut u8, usize), i32> {
+        check_key(key)?;
+        let copy = self.change(|transaction| {
+            transaction.update(key).map(|copy| copy.map(|copy| (copy.as_mut_ptr(), copy.len())))
+        })?;
+        copy.ok_or(abi::DZ_E_NOT_FOUND)
+    }
+
+    pub(crate) fn watch(&mut self, key: &[u8]) -> i32 {
+        if let Err(status) = check_key(key) {
+            return status;
+        }
+        // What the object is does not matter, so neither does it that it may be damaged.
+        status_of(self.change(|transaction| transaction.get_for_update(key).map(|_| ()).or(Ok(()))))
+    }
+
+    pub(crate) fn begin_savepoint(&mut self) -> Result<u64, i32> {
+        let savepoint = self.transaction()?.begin_savepoint();
+        let id = self.next_savepoint;
+        self.next_savepoint += 1;
+        self.savepoints.push((id, savepoint));
+        Ok(id)
+    }
+
+    /// Ends a savepoint and those begun in it.
+    pub(crate) fn end_savepoint(&mut self, id: u64, keep: bool) -> i32 {
+        if let Err(status) = self.transaction() {
+            return status;
+        }
+        let Some(at) = self.savepoints.iter().position(|(open, _)| *open == id) else {
+            return abi::DZ_E_INVALID;
+        };
+        let savepoint = self.savepoints[at].1;
+        self.savepoints.truncate(at);
+        status_of(self.change(|transaction| {
+            if keep { transaction.release(savepoint) } else { transaction.rollback(savepoint) }
+        }))
+    }
+
+    /// Commits what there is so far.
     pub(crate) fn commit(&mut self) -> Result<u64, i32> {
         let Access::Write(transaction) = &mut self.access else { return Err(abi::DZ_E_READ_ONLY) };
         let before = transaction.commit_number();
-        match transaction.commit() {
+        match self.runner.commit(transaction, &self.inbox) {
             Ok(number) => {
                 self.committed |= number != before;
+                self.savepoints.clear();
                 Ok(number)
             }
-            Err(error) => Err(self.status_of(Err(error))),
+            Err(error) => {
+                let status = self.trouble.of_commit(self.runner, &error);
+                // What could not be written may have been written all the same.
+                self.committed |= status == abi::DZ_E_IO;
+                Err(status)
+            }
         }
     }
 
-    fn status_of(&mut self, result: Result<(), StateError>) -> i32 {
-        let Err(error) = result else { return abi::DZ_OK };
-        let (status, kind) = classify(&error);
-        self.state_error = Some((status, kind, error.to_string()));
-        status
+    /// The same, and lets go of everything that the transaction has handed out: for functions of ours, which keep nothing.
+    pub(crate) fn commit_and_let_go(&mut self) -> Result<u64, i32> {
+        let number = self.commit()?;
+        // The turn of the old transaction ends before the new one takes it.
+        self.access = Access::Read(self.runner.engine().snapshot());
+        self.access = Access::Write(self.runner.engine().begin(denizen_engine::Access::Exclusive));
+        Ok(number)
+    }
+
+    pub(crate) fn wait_commit(&mut self, seq: u64, level: Durability) -> i32 {
+        let synced = self.runner.wait_durable(seq, level);
+        status_of(synced.map_err(|error| self.trouble.of_state(self.runner, &error)))
+    }
+
+    /// Captures the files.
+    pub(crate) fn sync_files(&mut self) -> i32 {
+        if let Err(status) = self.transaction() {
+            return status;
+        }
+        match files::capture(self.runner, &self.inbox) {
+            Ok(_) => abi::DZ_OK,
+            Err(error) => self.trouble.of_files(self.runner, &error),
+        }
+    }
+
+    /// What went wrong with the state last.
+    pub(crate) fn reason(&self) -> Option<&str> {
+        self.trouble.reason()
+    }
+
+    /// The whole input, taken out of the invocation.
+    pub(crate) fn take_whole_input(&mut self) -> Result<Body, i32> {
+        self.input()?;
+        match std::mem::replace(&mut self.input, Input::Reading) {
+            Input::Whole(body) => Ok(body),
+            Input::Stream | Input::Reading => Err(abi::DZ_E_INVALID),
+        }
+    }
+
+    pub(crate) fn give_back(&self, body: Body) {
+        self.runner.buffers().give_back(body);
+    }
+
+    /// A whole reply.
+    pub(crate) fn reply_copy(&mut self, bytes: &[u8]) -> Result<(), i32> {
+        if !matches!(self.output, Output::None) {
+            return Err(abi::DZ_E_INVALID);
+        }
+        let mut body = self.runner.buffers().with_room(bytes.len()).ok_or(abi::DZ_E_TOO_LARGE)?;
+        body.push(bytes);
+        self.output = Output::Whole(body);
+        Ok(())
+    }
+
+    /// The value of an object as the reply: copied if it has at most `whole` bytes, sent from where it lies otherwise.
+    pub(crate) fn reply_value(&mut self, key: &[u8], whole: usize) -> Result<(), i32> {
+        let len = self.info(key)?.len;
+        if len > whole as u64 {
+            return self.write_value(key);
+        }
+        let value = self.value(key)?.ok_or(abi::DZ_E_NOT_FOUND)?;
+        let bytes = value.bytes.to_vec();
+        self.reply_copy(&bytes)
+    }
+
+    /// Streams the value of an object from where it lies.
+    pub(crate) fn write_value(&mut self, key: &[u8]) -> Result<(), i32> {
+        let first = self.begin_stream()?;
+        let head = first.then_some(self.reply_type.as_str());
+        let value = self.access.get(key).map_err(|error| self.trouble.of_state(self.runner, &error))?;
+        let bytes = value.ok_or(abi::DZ_E_NOT_FOUND)?.bytes;
+        self.runner.send_with_credit(self.id, &self.inbox, head, bytes, self.access.commit_number())
     }
 
     /// The function returned: commits, or forgets what it wrote.
-    pub(crate) fn end(mut self, status: i32) -> Outcome {
+    pub(crate) fn end(mut self, status: i32) -> Ended {
         if status != abi::DZ_OK {
             return self.end_failed(status);
         }
-        match self.commit_or_last() {
-            Ok(commit) => self.end_well(commit),
-            Err(failure) => Outcome::Failed { failure, commit: self.access.commit_number() },
-        }
-    }
-
-    fn commit_or_last(&mut self) -> Result<u64, Failure> {
-        let committed = self.committed;
-        match &mut self.access {
-            Access::Read(reader) => Ok(reader.commit_number()),
-            Access::Write(transaction) => transaction
-                .commit()
-                .map_err(|error| Failure::of_function(classify(&error).1, error.to_string(), committed)),
+        // What it recorded counts only if it failed.
+        self.failure = None;
+        let ended = match &self.access {
+            Access::Read(snapshot) => Ok(snapshot.commit_number()),
+            Access::Write(_) if self.inbox.cancelled() == Some(CancelReason::Deadline) => {
+                Err(abi::DZ_E_CANCELLED)
+            }
+            Access::Write(_) => self.commit(),
+        };
+        match ended {
+            Ok(commit) => Ended::Done(self.end_well(commit)),
+            Err(status) => self.end_failed(status),
         }
     }
 
@@ -305,29 +515,64 @@ impl<'e> Active<'e> {
         Outcome::Reply { body, content_type: self.reply_type, commit }
     }
 
-    fn end_failed(mut self, status: i32) -> Outcome {
+    fn end_failed(mut self, status: i32) -> Ended {
+        if let Output::Whole(body) = self.output {
+            self.runner.buffers().give_back(body);
+            self.output = Output::None;
+        }
+        if self.may_run_again() {
+            return Ended::Again(self.into_call());
+        }
         self.give_input_back();
         let (kind, message) = self.cause_of(status);
         let commit = self.access.commit_number();
-        if let Output::Whole(body) = self.output {
-            self.runner.buffers().give_back(body);
+        let failure = Failure::of_function(kind, message, self.committed);
+        Ended::Done(Outcome::Failed { failure, commit })
+    }
+
+    /// Nothing of it was seen by anybody, and nothing of its input is lost.
+    fn may_run_again(&self) -> bool {
+        self.may_rerun
+            && self.trouble.conflicted()
+            && !self.committed
+            && !matches!(self.output, Output::Streaming)
+            && !matches!(self.input, Input::Reading)
+            && self.inbox.cancelled().is_none()
+    }
+
+    fn into_call(self) -> Call {
+        Call {
+            id: self.id,
+            function: self.function,
+            inbox: self.inbox,
+            input: match self.input {
+                Input::Whole(body) => Some(body),
+                Input::Stream | Input::Reading => None,
+            },
+            content_type: self.content_type,
+            invocation: self.invocation,
+            wanted: self.wanted,
         }
-        Outcome::Failed { failure: Failure::of_function(kind, message, self.committed), commit }
     }
 
     /// What the function recorded; else what the state said, if that is what it returned; else the bare number.
     fn cause_of(&mut self, status: i32) -> (FailKind, String) {
         let cancelled = self.inbox.cancelled();
-        match (self.failure.take(), self.state_error.take()) {
-            // The ABI has one status for a full quota and a full disk.
-            (Some((FailKind::Quota, message)), Some((_, FailKind::StoreFull, why))) => {
-                (FailKind::StoreFull, format!("{message} ({why})"))
+        match (self.failure.take(), self.trouble.take()) {
+            // The function may have no word for it, and this process will not serve another call.
+            (recorded, Some(trouble)) if trouble.kind == FailKind::StoreBroken => {
+                let why = trouble.why;
+                (trouble.kind, recorded.map_or(why.clone(), |(_, message)| format!("{message} ({why})")))
+            }
+            // The ABI has one kind for a full quota and a full disk.
+            (Some((FailKind::Quota, message)), Some(trouble)) if trouble.kind == FailKind::StoreFull => {
+                (trouble.kind, format!("{message} ({})", trouble.why))
             }
             (Some((FailKind::Cancelled, message)), _) if cancelled == Some(CancelReason::Deadline) => {
                 (FailKind::Deadline, message)
             }
             (Some(recorded), _) => recorded,
-            (None, Some((seen, kind, why))) if seen == status => (kind, why),
+            (None, Some(trouble)) if trouble.status == status => (trouble.kind, trouble.why),
             (None, _) if status == abi::DZ_E_CANCELLED || status == abi::DZ_E_CLOSED => match cancelled {
                 Some(CancelReason::Deadline) => (FailKind::Deadline, "the deadline passed".into()),
                 Some(CancelReason::CallerGone) => (FailKind::Cancelled, "the caller went away".into()),
@@ -344,14 +589,15 @@ impl<'e> Active<'e> {
     }
 }
 
-/// What a state error is to the function, and to the caller.
-fn classify(error: &StateError) -> (i32, FailKind) {
-    match error {
-        StateError::QuotaExceeded { .. } | StateError::LogFull => (abi::DZ_E_QUOTA, FailKind::Quota),
-        StateError::NoSpace { .. } => (abi::DZ_E_QUOTA, FailKind::StoreFull),
-        StateError::KeyEmpty => (abi::DZ_E_INVALID, FailKind::Failed),
-        StateError::KeyTooLong { .. } => (abi::DZ_E_TOO_LARGE, FailKind::Failed),
-        StateError::NoMemory { .. } => (abi::DZ_E_TOO_LARGE, FailKind::TooLarge),
-        _ => (abi::DZ_E_IO, FailKind::StoreBroken),
+/// Whether these bytes can be a key at all.
+pub(crate) fn check_key(key: &[u8]) -> Result<(), i32> {
+    match key.len() {
+        0 => Err(abi::DZ_E_INVALID),
+        len if len > MAX_KEY_LEN => Err(abi::DZ_E_TOO_LARGE),
+        _ => Ok(()),
     }
+}
+
+pub(crate) fn status_of(result: Result<(), i32>) -> i32 {
+    result.err().unwrap_or(abi::DZ_OK)
 }

@@ -1,8 +1,12 @@
 //! The sandbox around this process, or nothing at all where only the serving is tested.
 
 use denizen_sandbox::{Admission, FileAccess, Limits, Running, SandboxError, Testament};
-use denizen_state::OpenOptions;
 use denizen_wire::Assignment;
+
+/// Segments beside those that the size of the state explains.
+const FEW_SEGMENTS: u32 = 64;
+/// More descriptors than these take no system lets a process have.
+const MOST_SEGMENTS: u32 = 8192;
 
 /// Before the image is known.
 #[derive(Debug)]
@@ -26,9 +30,13 @@ pub(crate) enum Sealed {
 }
 
 impl Waiting {
-    pub(crate) fn admit(self, assignment: &Assignment) -> Result<Loading, SandboxError> {
+    /// `longest`: the longest segment that there is to write to, in bytes.
+    pub(crate) fn admit(self, assignment: &Assignment, longest: u64) -> Result<Loading, SandboxError> {
         match self {
-            Waiting::Sandbox(waiting) => Ok(Loading::Sandbox(waiting.admit(&admission(assignment))?)),
+            Waiting::Sandbox(waiting) => {
+                let admission = Admission { first_file_bytes: longest, ..admission(assignment) };
+                Ok(Loading::Sandbox(waiting.admit(&admission)?))
+            }
             Waiting::Nothing => Ok(Loading::Nothing),
         }
     }
@@ -62,11 +70,30 @@ impl Sealed {
 
 fn admission(assignment: &Assignment) -> Admission {
     let limits = &assignment.limits;
-    let wants_files = assignment.manifest.get("files").and_then(|files| files.as_str()) == Some("image");
+    let files = match assignment.manifest.get("files").and_then(|files| files.as_str()) {
+        Some("image") => FileAccess::Image,
+        Some("state") => FileAccess::State,
+        _ => FileAccess::None,
+    };
+    let (quota, longest) = (limits.state_bytes, assignment.segment_max_bytes);
     Admission {
         image: assignment.image.clone(),
         limits: Limits { memory_bytes: limits.memory_bytes, threads: limits.threads, cpu_percent: None },
-        files: if wants_files { FileAccess::Image } else { FileAccess::None },
-        mapped_bytes: OpenOptions::with_quota(limits.state_bytes).address_bytes(),
+        files,
+        files_bytes: assignment.files_bytes,
+        // The log has at most twice what is live and some segments, and as much as the quota is pinned by readers; the agent
+        // keeps the real limit.
+        mapped_bytes: quota.saturating_mul(4).saturating_add(longest.saturating_mul(16)),
+        // One commit can take all that the quota leaves, in a segment of its own.
+        file_bytes: quota.saturating_mul(2).saturating_add(longest),
+        first_file_bytes: assignment.segment_min_bytes,
+        segments: most_segments(assignment),
     }
+}
+
+/// Small segments are compacted away when there are more than a few, large ones hold a share of the quota.
+fn most_segments(assignment: &Assignment) -> u32 {
+    let large = 4 * assignment.limits.state_bytes / assignment.segment_max_bytes.max(1 << 20);
+    let large = u32::try_from(large).unwrap_or(u32::MAX);
+    assignment.segments.saturating_add(large).saturating_add(FEW_SEGMENTS).min(MOST_SEGMENTS)
 }

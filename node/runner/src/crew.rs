@@ -96,6 +96,12 @@ impl<W> Crew<W> {
         kept
     }
 
+    /// Whether this thread still leads.
+    pub(crate) fn leads(&self) -> bool {
+        let lead = LEADING.get();
+        lead != 0 && self.lead.load(SeqCst) == lead
+    }
+
     /// Whether a spare is there (or on its way) for the leader to run a function beside.
     pub(crate) fn has_spare(&self) -> bool {
         self.spares.load(SeqCst) > 0

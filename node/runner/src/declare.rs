@@ -5,10 +5,21 @@
 use std::ffi::c_void;
 
 use denizen_abi::FunctionEntry;
-use denizen_wire::{Concurrency, FunctionDecl, PayloadKind, TypeDecl};
+use denizen_wire::{Builtin, Concurrency, FunctionDecl, PayloadKind, RunnerLimits, TypeDecl};
 
-use crate::gate::Mode;
+/// How a call goes beside others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Alone among its like, in their order.
+    Exclusive,
+    /// Beside all others, on the state as it is when it begins.
+    ReadOnly,
+    /// Beside all others, with writes of its own.
+    Concurrent,
+}
 
+/// More than what goes before the value in the input of a built-in.
+const BUILTIN_HEAD: u64 = 4096;
 /// The most functions, and the most types, of a plugin.
 pub(crate) const MAX_DECLARED: usize = 4096;
 /// Longest name in bytes.
@@ -18,8 +29,16 @@ const MAX_NAME: usize = 128;
 #[derive(Debug)]
 pub(crate) struct Function {
     pub(crate) decl: FunctionDecl,
-    pub(crate) entry: FunctionEntry,
-    pub(crate) data: Data,
+    pub(crate) code: Code,
+}
+
+/// What runs when a function is called.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Code {
+    /// The plugin's.
+    Plugin { entry: FunctionEntry, data: Data },
+    /// Ours.
+    Builtin(Builtin),
 }
 
 /// The plugin's own pointer, never looked at here.
@@ -34,9 +53,37 @@ unsafe impl Sync for Data {}
 impl Function {
     pub(crate) fn mode(&self) -> Mode {
         match self.decl.concurrency {
-            Concurrency::ReadOnly => Mode::Shared,
-            // Conflict detection comes with the state engine that can do it.
-            Concurrency::Exclusive | Concurrency::Concurrent => Mode::Exclusive,
+            Concurrency::ReadOnly => Mode::ReadOnly,
+            Concurrency::Concurrent => Mode::Concurrent,
+            Concurrency::Exclusive => Mode::Exclusive,
+        }
+    }
+
+    /// A function of our own.
+    pub(crate) fn builtin(builtin: Builtin) -> Function {
+        let streams = builtin == Builtin::StateImport;
+        let decl = FunctionDecl {
+            name: builtin.name().into(),
+            concurrency: if builtin.writes() { Concurrency::Exclusive } else { Concurrency::ReadOnly },
+            input: if streams { PayloadKind::Stream } else { PayloadKind::Bytes },
+            output: PayloadKind::Bytes,
+            doc: String::new(),
+            input_layout: String::new(),
+            output_layout: String::new(),
+        };
+        Function { decl, code: Code::Builtin(builtin) }
+    }
+
+    pub(crate) fn is_builtin(&self, builtin: Builtin) -> bool {
+        matches!(self.code, Code::Builtin(this) if this == builtin)
+    }
+
+    /// The longest input in bytes. Limits of the image are for its own functions: ours take whatever the state can hold.
+    pub(crate) fn body_limit(&self, limits: &RunnerLimits) -> u64 {
+        match self.code {
+            Code::Plugin { .. } => limits.body_bytes,
+            Code::Builtin(Builtin::StateImport) => u64::MAX,
+            Code::Builtin(_) => limits.state_bytes.saturating_add(BUILTIN_HEAD),
         }
     }
 
@@ -105,8 +152,7 @@ mod tests {
                 input_layout: String::new(),
                 output_layout: String::new(),
             },
-            entry: nothing,
-            data: Data(std::ptr::null_mut()),
+            code: Code::Plugin { entry: nothing, data: Data(std::ptr::null_mut()) },
         }
     }
 
@@ -120,12 +166,17 @@ mod tests {
             assert!(!declared.add_function(function(bad)), "{bad}");
         }
         assert_eq!(declared.functions.len(), 3);
-        assert_eq!(declared.functions[0].mode(), Mode::Exclusive);
+        assert_eq!(declared.functions[0].mode(), Mode::Concurrent);
     }
 
     #[test]
     fn a_type_has_one_fingerprint() {
-        let ty = |name: &str, fingerprint| TypeDecl { name: name.into(), fingerprint, layout: String::new() };
+        let ty = |name: &str, fingerprint| TypeDecl {
+            name: name.into(),
+            fingerprint,
+            layout: String::new(),
+            migrates_from: Vec::new(),
+        };
         let mut declared = Declared::default();
         assert!(declared.add_type(ty("A", 1)));
         assert!(declared.add_type(ty("A", 1)));

@@ -15,17 +15,24 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
 use denizen_abi::{
-    self as abi, DzCall, DzCallInfo, DzFunction, DzHost, DzRegistry, DzSlice, DzType, DzValue, ScanVisit,
+    self as abi, DzCall, DzCallInfo, DzFunction, DzHost, DzKeyInfo, DzRegistry, DzSlice, DzType, DzValue,
+    KeysVisit, ScanVisit,
 };
-use denizen_state::Value;
-use denizen_wire::{Concurrency, FailKind, FunctionDecl, PayloadKind, TypeDecl};
+use denizen_engine::{KeyInfo, Value};
+use denizen_wire::{Concurrency, Durability, FailKind, FunctionDecl, PayloadKind, TypeDecl};
 
-use crate::call::Active;
-use crate::declare::{Data, Declared, Function};
+use crate::builtin;
+use crate::call::{Active, status_of};
+use crate::declare::{Code, Data, Declared, Function};
 use crate::serve::{self, Runner};
 
 /// So many records are looked up at once in a scan.
 const SCAN_BATCH: usize = 64;
+
+/// Size of a `dz_type` in the first headers, in bytes.
+const TYPE_AT_FIRST: usize = std::mem::offset_of!(DzType, migrates_from);
+/// The most fingerprints that a type migrates from.
+const MOST_NUMBERS: usize = 1024;
 
 /// The table itself.
 pub(crate) static TABLE: DzHost = DzHost {
@@ -48,6 +55,17 @@ pub(crate) static TABLE: DzHost = DzHost {
     state_delete,
     state_scan,
     commit,
+    state_get_range,
+    state_info,
+    state_keys,
+    state_update,
+    state_watch,
+    savepoint,
+    rollback,
+    release,
+    commit_at,
+    wait_commit,
+    sync_files,
 };
 
 #[expect(clippy::cast_possible_truncation, reason = "the structs of the ABI have a few hundred bytes")]
@@ -59,7 +77,7 @@ const fn size_u32<T>() -> u32 {
 #[derive(Clone, Copy)]
 struct Current {
     handle: usize,
-    active: *const RefCell<Active<'static>>,
+    active: *const RefCell<Active>,
 }
 
 const NO_CALL: Current = Current { handle: 0, active: ptr::null() };
@@ -70,14 +88,18 @@ thread_local! {
 }
 
 /// Runs the function of `active` on this thread and returns its status.
-pub(crate) fn enter(active: &RefCell<Active<'_>>) -> i32 {
+pub(crate) fn enter(active: &RefCell<Active>) -> i32 {
     let (handle, function) = {
         let active = active.borrow();
         (handle_of(active.id), active.function)
     };
-    CURRENT.set(Current { handle, active: ptr::from_ref(active).cast() });
+    let (entry, data) = match function.code {
+        Code::Plugin { entry, data } => (entry, data),
+        Code::Builtin(builtin) => return builtin::run(builtin, &mut active.borrow_mut()),
+    };
+    CURRENT.set(Current { handle, active: ptr::from_ref(active) });
     // SAFETY: the plugin declared this entry for this data, and the ABI obliges it to be callable on any thread of the host.
-    let status = unsafe { (function.entry)(function.data.0, ptr::without_provenance_mut(handle)) };
+    let status = unsafe { entry(data.0, ptr::without_provenance_mut(handle)) };
     CURRENT.set(NO_CALL);
     status
 }
@@ -107,14 +129,14 @@ fn guarded(service: impl FnOnce() -> i32) -> i32 {
 }
 
 /// Finds the invocation that this thread runs, if `call` stands for it.
-fn with_call(call: *mut DzCall, service: impl FnOnce(&mut Active<'static>) -> i32) -> i32 {
+fn with_call(call: *mut DzCall, service: impl FnOnce(&mut Active) -> i32) -> i32 {
     guarded(|| {
         let current = CURRENT.get();
         if current.handle == 0 || current.handle != call.addr() {
             return abi::DZ_E_INVALID;
         }
         // SAFETY: set by `enter` on this thread, which is still in the entry (it clears it when the entry returns), so what it
-        // points to is alive; the lifetime that was erased is longer than this borrow.
+        // points to is alive.
         let active = unsafe { &*current.active };
         match active.try_borrow_mut() {
             Ok(mut active) => service(&mut active),
@@ -182,16 +204,57 @@ fn function_of(function: &DzFunction) -> Option<Function> {
         input_layout: text(function.input_layout)?.to_owned(),
         output_layout: text(function.output_layout)?.to_owned(),
     };
-    Some(Function { decl, entry: function.entry, data: Data(function.data) })
+    Some(Function { decl, code: Code::Plugin { entry: function.entry, data: Data(function.data) } })
 }
 
 unsafe extern "C" fn declare_type(registry: *mut DzRegistry, ty: *const DzType) -> i32 {
     with_registry(registry, |declared| {
-        // SAFETY: as in `declare_function`.
-        let Some(ty) = (unsafe { read_sized(ty, |t| (*t).size) }) else { return false };
-        let (Some(name), Some(layout)) = (text(ty.name), text(ty.layout)) else { return false };
-        declared.add_type(TypeDecl { name: name.into(), fingerprint: ty.fingerprint, layout: layout.into() })
+        // SAFETY: the ABI gives the pointer this type, and its plugin may know less of it than we do.
+        unsafe { read_type(ty) }.and_then(|ty| type_of(&ty)).is_some_and(|ty| declared.add_type(ty))
     })
+}
+
+fn type_of(ty: &DzType) -> Option<TypeDecl> {
+    Some(TypeDecl {
+        name: text(ty.name)?.into(),
+        fingerprint: ty.fingerprint,
+        layout: text(ty.layout)?.into(),
+        migrates_from: numbers(ty.migrates_from, ty.migrates_from_len)?,
+    })
+}
+
+/// A plugin's list of numbers.
+fn numbers(from: *const u64, len: usize) -> Option<Vec<u64>> {
+    if len == 0 {
+        return Some(Vec::new());
+    }
+    if from.is_null() || !from.is_aligned() || len > MOST_NUMBERS {
+        return None;
+    }
+    // SAFETY: not null, aligned, and the ABI obliges the plugin to hand over so many readable numbers.
+    Some(unsafe { std::slice::from_raw_parts(from, len) }.to_vec())
+}
+
+/// Reads a type as a plugin of any age declares it: fields that it does not know are zero.
+///
+/// # Safety
+/// `from` is null or points to a struct of a plugin that begins with its size; as many bytes as that says are readable.
+unsafe fn read_type(from: *const DzType) -> Option<DzType> {
+    if from.is_null() || !from.is_aligned() {
+        return None;
+    }
+    // SAFETY: not null and aligned, and every version of it begins with this field.
+    let size = unsafe { (*from).size } as usize;
+    if size < TYPE_AT_FIRST {
+        return None;
+    }
+    let mut whole = std::mem::MaybeUninit::<DzType>::zeroed();
+    let len = size.min(size_of::<DzType>());
+    // SAFETY: the plugin's struct has `size` bytes by its own word, ours at least `len`; all of its fields may be zero.
+    unsafe {
+        ptr::copy_nonoverlapping(from.cast::<u8>(), whole.as_mut_ptr().cast(), len);
+        Some(whole.assume_init())
+    }
 }
 
 /// Reads a struct that begins with its size, if that is at least the one known here.
@@ -230,7 +293,7 @@ unsafe extern "C" fn call_info(call: *mut DzCall, info: *mut DzCallInfo) -> i32 
     })
 }
 
-fn info_of(active: &Active<'_>, size: u32) -> DzCallInfo {
+fn info_of(active: &Active, size: u32) -> DzCallInfo {
     let assignment = active.runner.assignment();
     DzCallInfo {
         size,
@@ -331,10 +394,11 @@ unsafe extern "C" fn fail(call: *mut DzCall, kind: u32, message: DzSlice) -> i32
 unsafe extern "C" fn state_get(call: *mut DzCall, key: DzSlice, to: *mut DzValue) -> i32 {
     with_call(call, |active| {
         let Some(key) = bytes(key) else { return abi::DZ_E_INVALID };
-        match active.access.get(key) {
+        match active.value(key) {
             // SAFETY: the ABI's promise about `to`.
-            Some(value) => unsafe { store(to, value_of(&value)) },
-            None => abi::DZ_E_NOT_FOUND,
+            Ok(Some(value)) => unsafe { store(to, value_of(&value)) },
+            Ok(None) => abi::DZ_E_NOT_FOUND,
+            Err(status) => status,
         }
     })
 }
@@ -368,44 +432,211 @@ unsafe extern "C" fn state_scan(
     visit: ScanVisit,
     ctx: *mut c_void,
 ) -> i32 {
-    let Some(prefix) = bytes(prefix) else { return abi::DZ_E_INVALID };
-    let mut after: Option<Vec<u8>> = None;
-    loop {
-        let mut batch: Vec<(DzSlice, DzValue)> = Vec::with_capacity(SCAN_BATCH);
-        let status = with_call(call, |active| {
-            active.access.scan(prefix, after.as_deref(), |key, value| {
-                batch.push((DzSlice::new(key), value_of(&value)));
-                if batch.len() == SCAN_BATCH { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            });
-            abi::DZ_OK
+    let collect = |active: &mut Active, prefix: &[u8], after: Option<&[u8]>| {
+        let mut batch: Vec<(Vec<u8>, DzValue)> = Vec::with_capacity(SCAN_BATCH);
+        let scanned = active.access.scan(prefix, after, |key, value| {
+            batch.push((key.to_vec(), value_of(&value)));
+            if batch.len() == SCAN_BATCH { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        if status != abi::DZ_OK {
-            return status;
-        }
-        for (key, value) in &batch {
-            // SAFETY: the plugin's own function with its own context; key and value stay in place until the transaction is dropped,
-            // even if the visitor deletes them.
-            if unsafe { visit(ctx, key, value) } != 0 {
+        let status = scanned.map_err(|error| active.trouble.of_state(active.runner, &error));
+        (batch, status_of(status))
+    };
+    // SAFETY: the plugin's own function with its own context; the value stays in place until the transaction is dropped, even if the
+    // visitor deletes it.
+    in_batches(call, prefix, None, collect, |key, value| unsafe { visit(ctx, key, value) })
+}
+
+/// Shows what a scan finds, batch by batch. `collect` fills one, with a status that ends the scan behind it; `show` gives it to the
+/// plugin, with nothing of ours borrowed.
+fn in_batches<T>(
+    call: *mut DzCall,
+    prefix: DzSlice,
+    after: Option<Vec<u8>>,
+    collect: impl Fn(&mut Active, &[u8], Option<&[u8]>) -> (Vec<(Vec<u8>, T)>, i32),
+    show: impl Fn(&DzSlice, &T) -> i32,
+) -> i32 {
+    let Some(prefix) = bytes(prefix) else { return abi::DZ_E_INVALID };
+    let mut after = after;
+    loop {
+        let mut batch = Vec::new();
+        let status = with_call(call, |active| {
+            let (found, status) = collect(active, prefix, after.as_deref());
+            batch = found;
+            status
+        });
+        for (key, found) in &batch {
+            if show(&DzSlice::new(key), found) != 0 {
                 return abi::DZ_OK;
             }
         }
-        match batch.last() {
-            // SAFETY: as above: the key is still there.
-            Some((key, _)) if batch.len() == SCAN_BATCH => after = Some(unsafe { key.as_bytes() }.to_vec()),
-            _ => return abi::DZ_OK,
+        if status != abi::DZ_OK || batch.len() < SCAN_BATCH {
+            return status;
         }
+        after = batch.pop().map(|(key, _)| key);
     }
 }
 
-unsafe extern "C" fn commit(call: *mut DzCall, seq: *mut u64) -> i32 {
-    with_call(call, |active| match active.commit() {
-        Ok(_) if seq.is_null() => abi::DZ_OK,
-        // SAFETY: the ABI's promise about `seq`.
-        Ok(number) => unsafe { store(seq, number) },
-        Err(status) => status,
+unsafe extern "C" fn state_keys(
+    call: *mut DzCall,
+    prefix: DzSlice,
+    after: DzSlice,
+    visit: KeysVisit,
+    ctx: *mut c_void,
+) -> i32 {
+    let Some(after) = bytes(after) else { return abi::DZ_E_INVALID };
+    let after = (!after.is_empty()).then(|| after.to_vec());
+    let collect = |active: &mut Active, prefix: &[u8], after: Option<&[u8]>| {
+        let mut batch: Vec<(Vec<u8>, DzKeyInfo)> = Vec::with_capacity(SCAN_BATCH);
+        active.keys(prefix, after, |key, info| {
+            batch.push((key.to_vec(), key_info_of(&info)));
+            if batch.len() == SCAN_BATCH { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        (batch, abi::DZ_OK)
+    };
+    // SAFETY: the plugin's own function with its own context.
+    in_batches(call, prefix, after, collect, |key, info| unsafe { visit(ctx, key, info) })
+}
+
+fn key_info_of(info: &KeyInfo) -> DzKeyInfo {
+    let KeyInfo { len, fingerprint, version, time_ms } = *info;
+    DzKeyInfo { size: size_u32::<DzKeyInfo>(), _pad: 0, len, fingerprint, version, time_ms }
+}
+
+unsafe extern "C" fn state_info(call: *mut DzCall, key: DzSlice, to: *mut DzKeyInfo) -> i32 {
+    with_call(call, |active| {
+        let Some(key) = bytes(key) else { return abi::DZ_E_INVALID };
+        match active.info(key) {
+            // SAFETY: the ABI's promise about `to`.
+            Ok(info) => unsafe { store_sized(to, key_info_of(&info)) },
+            Err(status) => status,
+        }
     })
 }
 
-fn status_of(result: Result<(), i32>) -> i32 {
-    result.err().unwrap_or(abi::DZ_OK)
+/// Writes a struct that begins with its size where the plugin asked for it: as much of it as the plugin knows.
+///
+/// # Safety
+/// `to` is null or points to a `T` of a plugin, whose first field is its size in bytes as a `u32`, and so many bytes can be written.
+unsafe fn store_sized<T: Copy>(to: *mut T, value: T) -> i32 {
+    if to.is_null() || !to.is_aligned() {
+        return abi::DZ_E_INVALID;
+    }
+    // SAFETY: not null and aligned; the plugin has set this field, says the ABI.
+    let size = unsafe { to.cast::<u32>().read() };
+    let len = size_of::<T>().min(size as usize);
+    if len < size_of::<u64>() {
+        return abi::DZ_E_INVALID;
+    }
+    // SAFETY: the plugin's struct has at least `size` bytes by its own word, ours has `len`; they do not overlap. Its size stays its own.
+    unsafe {
+        ptr::copy_nonoverlapping((&raw const value).cast::<u8>(), to.cast::<u8>(), len);
+        to.cast::<u32>().write(size);
+    }
+    abi::DZ_OK
+}
+
+unsafe extern "C" fn state_get_range(
+    call: *mut DzCall,
+    key: DzSlice,
+    offset: u64,
+    len: u64,
+    to: *mut DzSlice,
+) -> i32 {
+    with_call(call, |active| {
+        let Some(key) = bytes(key) else { return abi::DZ_E_INVALID };
+        match active.range(key, offset, len) {
+            // SAFETY: the ABI's promise about `to`.
+            Ok(Some(part)) => unsafe { store(to, DzSlice::new(part)) },
+            Ok(None) => abi::DZ_E_NOT_FOUND,
+            Err(status) => status,
+        }
+    })
+}
+
+unsafe extern "C" fn state_update(call: *mut DzCall, key: DzSlice, to: *mut *mut u8, len: *mut usize) -> i32 {
+    with_call(call, |active| {
+        let Some(key) = bytes(key) else { return abi::DZ_E_INVALID };
+        if to.is_null() || len.is_null() {
+            return abi::DZ_E_INVALID;
+        }
+        let (start, count) = match active.update(key) {
+            Ok(copy) => copy,
+            Err(status) => return status,
+        };
+        // SAFETY: the ABI's promise about both.
+        unsafe { store(to, start).min(store(len, count)) }
+    })
+}
+
+unsafe extern "C" fn state_watch(call: *mut DzCall, key: DzSlice) -> i32 {
+    with_call(call, |active| bytes(key).map_or(abi::DZ_E_INVALID, |key| active.watch(key)))
+}
+
+unsafe extern "C" fn savepoint(call: *mut DzCall, id: *mut u64) -> i32 {
+    with_call(call, |active| {
+        if id.is_null() || !id.is_aligned() {
+            return abi::DZ_E_INVALID;
+        }
+        match active.begin_savepoint() {
+            // SAFETY: the ABI's promise about `id`.
+            Ok(number) => unsafe { store(id, number) },
+            Err(status) => status,
+        }
+    })
+}
+
+unsafe extern "C" fn rollback(call: *mut DzCall, id: u64) -> i32 {
+    with_call(call, |active| active.end_savepoint(id, false))
+}
+
+unsafe extern "C" fn release(call: *mut DzCall, id: u64) -> i32 {
+    with_call(call, |active| active.end_savepoint(id, true))
+}
+
+unsafe extern "C" fn commit(call: *mut DzCall, seq: *mut u64) -> i32 {
+    with_call(call, |active| {
+        let committed = active.commit();
+        // SAFETY: as our caller promises.
+        unsafe { store_commit(seq, committed) }
+    })
+}
+
+unsafe extern "C" fn commit_at(call: *mut DzCall, durability: u32, seq: *mut u64) -> i32 {
+    with_call(call, |active| {
+        let Some(level) = level_of(durability) else { return abi::DZ_E_INVALID };
+        let committed = active.commit().and_then(|number| match active.wait_commit(number, level) {
+            abi::DZ_OK => Ok(number),
+            status => Err(status),
+        });
+        // SAFETY: as our caller promises.
+        unsafe { store_commit(seq, committed) }
+    })
+}
+
+unsafe extern "C" fn wait_commit(call: *mut DzCall, seq: u64, durability: u32) -> i32 {
+    with_call(call, |active| match level_of(durability) {
+        Some(level) => active.wait_commit(seq, level),
+        None => abi::DZ_E_INVALID,
+    })
+}
+
+fn level_of(durability: u32) -> Option<Durability> {
+    Durability::from_code(u16::try_from(durability).ok()?)
+}
+
+/// Writes the number of a commit where the plugin asked for it, if it did.
+///
+/// # Safety
+/// `to` is null or good for a write, as the ABI obliges the plugin.
+unsafe fn store_commit(to: *mut u64, committed: Result<u64, i32>) -> i32 {
+    match committed {
+        Ok(_) if to.is_null() => abi::DZ_OK,
+        // SAFETY: the caller's promise.
+        Ok(number) => unsafe { store(to, number) },
+        Err(status) => status,
+    }
+}
+
+unsafe extern "C" fn sync_files(call: *mut DzCall) -> i32 {
+    with_call(call, Active::sync_files)
 }

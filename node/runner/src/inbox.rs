@@ -18,6 +18,8 @@ const RETURN_AT: usize = WINDOW / 2;
 pub(crate) struct Inbox {
     cancelled: AtomicU8,
     deadline: Option<Instant>,
+    /// The most bytes of input.
+    body_limit: u64,
     mail: Mutex<Mail>,
     news: Condvar,
 }
@@ -64,7 +66,7 @@ const DEADLINE: u8 = 1;
 const CALLER_GONE: u8 = 2;
 
 impl Inbox {
-    pub(crate) fn new(deadline: Option<Instant>) -> Inbox {
+    pub(crate) fn new(deadline: Option<Instant>, body_limit: u64) -> Inbox {
         let mail = Mail {
             chunks: VecDeque::new(),
             used: 0,
@@ -76,6 +78,7 @@ impl Inbox {
         Inbox {
             cancelled: AtomicU8::new(NOT_CANCELLED),
             deadline,
+            body_limit,
             mail: Mutex::new(mail),
             news: Condvar::new(),
         }
@@ -92,6 +95,15 @@ impl Inbox {
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+
+    pub(crate) fn body_limit(&self) -> u64 {
+        self.body_limit
+    }
+
+    /// More input has come.
+    pub(crate) fn arrived(&self, bytes: Vec<u8>, end: bool) {
+        self.tell(|mail| mail.arrived(bytes, end, self.body_limit));
     }
 
     pub(crate) fn cancel(&self, reason: CancelReason) {
@@ -125,7 +137,7 @@ impl Inbox {
 
 impl Mail {
     /// More input has come; `limit` bounds all of it.
-    pub(crate) fn arrived(&mut self, bytes: Vec<u8>, end: bool, limit: u64) {
+    fn arrived(&mut self, bytes: Vec<u8>, end: bool, limit: u64) {
         if self.input != InputEnd::Open {
             return;
         }
@@ -197,7 +209,7 @@ mod tests {
 
     #[test]
     fn input_comes_out_in_order_and_then_ends() {
-        let inbox = Inbox::new(None);
+        let inbox = Inbox::new(None, u64::MAX);
         let mut buffer = [0; 4];
         assert_eq!(inbox.look(|mail| mail.take(&mut buffer)), Taken::Nothing);
         inbox.tell(|mail| mail.arrived(b"abc".to_vec(), false, 100));
@@ -211,7 +223,7 @@ mod tests {
 
     #[test]
     fn credit_comes_back_by_halves_of_the_window() {
-        let inbox = Inbox::new(None);
+        let inbox = Inbox::new(None, u64::MAX);
         let mut buffer = vec![0; RETURN_AT];
         inbox.tell(|mail| mail.arrived(vec![1; RETURN_AT - 1], false, u64::MAX));
         assert_eq!(
@@ -228,10 +240,10 @@ mod tests {
     #[test]
     fn what_is_over_the_limit_or_broken_off_is_said() {
         let mut buffer = [0; 100];
-        let large = Inbox::new(None);
+        let large = Inbox::new(None, u64::MAX);
         large.tell(|mail| mail.arrived(vec![0; 10], false, 9));
         assert_eq!(large.look(|mail| mail.take(&mut buffer)), Taken::End(InputEnd::TooLarge));
-        let broken = Inbox::new(None);
+        let broken = Inbox::new(None, u64::MAX);
         broken.tell(|mail| mail.arrived(vec![0; 10], false, 10));
         broken.tell(Mail::broke_off);
         assert_eq!(broken.look(|mail| mail.take(&mut buffer)), Taken::Bytes { count: 10, credit: 0 });
@@ -240,8 +252,8 @@ mod tests {
 
     #[test]
     fn a_deadline_that_passed_counts_without_being_told() {
-        assert_eq!(Inbox::new(Some(Instant::now())).cancelled(), Some(CancelReason::Deadline));
-        let inbox = Inbox::new(None);
+        assert_eq!(Inbox::new(Some(Instant::now()), 0).cancelled(), Some(CancelReason::Deadline));
+        let inbox = Inbox::new(None, u64::MAX);
         assert_eq!(inbox.cancelled(), None);
         inbox.cancel(CancelReason::CallerGone);
         assert_eq!(inbox.cancelled(), Some(CancelReason::CallerGone));
@@ -249,7 +261,7 @@ mod tests {
 
     #[test]
     fn credit_is_spent_once() {
-        let inbox = Inbox::new(None);
+        let inbox = Inbox::new(None, u64::MAX);
         assert_eq!(inbox.look(|mail| mail.spend(WINDOW + 1)), WINDOW);
         assert_eq!(inbox.look(|mail| mail.spend(1)), 0);
         inbox.tell(|mail| mail.credit += 5);

@@ -9,17 +9,20 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use denizen_wire::{
-    CallHead, CancelReason, FailKind, Failure, FrameReader, Header, Kind, LENGTH_UNKNOWN, MAX_CONTENT_TYPE,
-    MAX_INVOCATION_ID, WINDOW, WireError,
+    Builtin, CallHead, CancelReason, Durability, FailKind, Failure, Header, Kind, LENGTH_UNKNOWN,
+    MAX_CONTENT_TYPE, MAX_INVOCATION_ID, SegmentUse, SpareRefusal, WINDOW, WireError,
 };
 
 use crate::buffers::Body;
 use crate::call::Call;
+use crate::debts::Debt;
+use crate::declare::{Function, Mode};
 use crate::inbox::{Inbox, Mail};
-use crate::link::{Gone, Link};
+use crate::link::Gone;
 use crate::locked;
 use crate::plugin::end_process;
 use crate::serve::{Runner, draining, fault};
+use crate::source::Source;
 
 /// The longest head of an `Invoke` frame in bytes.
 const MAX_HEAD: usize = 4 + MAX_CONTENT_TYPE + MAX_INVOCATION_ID;
@@ -29,9 +32,24 @@ const MAX_CALLS: usize = 1024;
 /// The leader's own: what it has read and not handed on.
 #[derive(Debug)]
 pub(crate) struct Intake {
-    frames: FrameReader,
-    /// Calls whose input is still coming.
-    assembling: BTreeMap<u64, Assembling>,
+    source: Source,
+    assembling: Waiting,
+}
+
+/// Calls whose input is still coming.
+type Waiting = BTreeMap<u64, Assembling>;
+
+/// What handling a frame came to.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// This call may run.
+    Run(Call),
+    /// The frame is dealt with.
+    Done,
+    /// Something is to be done before the next frame is waited for.
+    Pause,
+    /// Nothing runs any more and nothing will.
+    Drained,
 }
 
 #[derive(Debug)]
@@ -46,6 +64,8 @@ struct Assembling {
 enum Stop {
     Gone,
     Broken(WireError),
+    /// The number of a segment.
+    Segment(u64),
 }
 
 impl From<Gone> for Stop {
@@ -61,73 +81,73 @@ impl From<WireError> for Stop {
 }
 
 impl Intake {
-    pub(crate) fn new(frames: FrameReader) -> Intake {
-        Intake { frames, assembling: BTreeMap::new() }
+    pub(crate) fn new(source: Source) -> Intake {
+        Intake { source, assembling: BTreeMap::new() }
     }
 }
 
 impl Runner {
-    /// Handles frames until a call may run.
-    pub(crate) fn next_call(&'static self) -> Call {
-        loop {
-            if let Some(call) = self.handle_frame() {
-                return call;
+    /// Handles one frame. With something left to do it does not wait for one.
+    pub(crate) fn handle_frame(&'static self) -> Step {
+        let mut intake = locked(&self.intake);
+        match self.handle(&mut intake) {
+            Ok(step) => step,
+            // Nobody is left to answer to.
+            Err(Stop::Gone) => end_process(0),
+            Err(Stop::Broken(error)) => fault(&format!("the agent sent what it never sends: {error}")),
+            Err(Stop::Segment(id)) => {
+                fault(&format!("segment {id} came without two descriptors that can be used"))
             }
         }
     }
 
-    /// Handles one frame, and gives back the call that may run because of it.
-    pub(crate) fn handle_frame(&'static self) -> Option<Call> {
-        let mut intake = locked(&self.intake);
-        match self.handle(&mut intake) {
-            Ok(call) => call,
-            // Nobody is left to answer to.
-            Err(Stop::Gone) => end_process(0),
-            Err(Stop::Broken(error)) => fault(&format!("the agent sent what it never sends: {error}")),
+    fn handle(&'static self, intake: &mut Intake) -> Result<Step, Stop> {
+        if self.debts.overdue() {
+            return Ok(Step::Pause);
         }
-    }
-
-    fn handle(&'static self, intake: &mut Intake) -> Result<Option<Call>, Stop> {
         loop {
-            let Intake { frames, assembling } = &mut *intake;
-            match frames.peek()?.map(|header| header.kind) {
+            let Intake { source, assembling } = &mut *intake;
+            match source.frames.peek()?.map(|header| header.kind) {
                 Some(Kind::Invoke) => {
-                    if let Some(frame) = frames.split_after(MAX_HEAD)? {
+                    if let Some(frame) = source.frames.split_after(MAX_HEAD)? {
                         let header = frame.header;
                         let (head, part) = CallHead::decode(frame.payload)?;
                         let rest = header.len() - frame.payload.len();
                         let sink = self.accept(&header, &head, part, rest);
-                        return self.finish_frame(&header, rest, sink, frames, assembling);
+                        return self.finish_frame(&header, rest, sink, source, assembling);
                     }
                 }
                 Some(Kind::Data) => {
-                    if let Some(frame) = frames.split()? {
+                    if let Some(frame) = source.frames.split()? {
                         let header = frame.header;
                         let rest = header.len() - frame.payload.len();
                         let sink = self.more_input(&header, frame.payload, assembling);
-                        return self.finish_frame(&header, rest, sink, frames, assembling);
+                        return self.finish_frame(&header, rest, sink, source, assembling);
                     }
                 }
                 Some(_) => {
-                    if let Some(frame) = frames.frame()? {
+                    if let Some(frame) = source.frames.frame()? {
                         let header = frame.header;
-                        return self.news(&header, assembling).map(|()| None);
+                        return self.news(&header, source, assembling);
                     }
                 }
                 None => {}
             }
-            let count = self.link.read(frames.space())?;
-            frames.filled(count);
+            if !self.has_more_to_do() {
+                source.read()?;
+            } else if !source.read_now()? {
+                return Ok(Step::Pause);
+            }
         }
     }
 
     /// Decides where the body bytes of a new call go, and puts there what has arrived of them.
     fn accept(&self, header: &Header, head: &CallHead<'_>, part: &[u8], rest: usize) -> Sink {
-        if let Err(failure) = self.may_accept(header) {
-            return Sink::Refused(failure);
-        }
-        let function = &self.functions[header.a as usize];
-        let inbox = Arc::new(Inbox::new(deadline_of(header)));
+        let (function, wanted) = match self.may_accept(header) {
+            Ok(accepted) => accepted,
+            Err(failure) => return Sink::Refused(failure),
+        };
+        let inbox = Arc::new(Inbox::new(deadline_of(header), function.body_limit(self.limits())));
         let call = Call {
             id: header.id,
             function,
@@ -135,6 +155,7 @@ impl Runner {
             input: None,
             content_type: head.content_type.into(),
             invocation: head.invocation.into(),
+            wanted,
         };
         let sink = if function.streams_input() {
             Sink::NewStream(call, part.to_vec())
@@ -155,15 +176,26 @@ impl Runner {
         self.buffers().with_room(usize::try_from(declared).ok()?.max(here))
     }
 
-    fn may_accept(&self, header: &Header) -> Result<(), Failure> {
-        let limit = self.limits().body_bytes;
+    fn function_of(&self, index: u32) -> Option<&'static Function> {
+        match Builtin::from_index(index) {
+            None => self.functions.get(index as usize),
+            Some(builtin) => self.builtins.iter().find(|function| function.is_builtin(builtin)),
+        }
+    }
+
+    fn may_accept(&self, header: &Header) -> Result<(&'static Function, Durability), Failure> {
         if self.draining.load(SeqCst) {
             return Err(draining());
         }
-        if header.a as usize >= self.functions.len() {
+        let function = self.function_of(header.a).ok_or_else(|| {
             let message = format!("no function has the index {}", header.a);
-            return Err(Failure::unstarted(FailKind::UnknownFunction, message));
-        }
+            Failure::unstarted(FailKind::UnknownFunction, message)
+        })?;
+        let wanted = Durability::from_code(header.code).ok_or_else(|| {
+            let message = format!("this node has no durability of the number {}", header.code);
+            Failure::unstarted(FailKind::Internal, message)
+        })?;
+        let limit = function.body_limit(self.limits());
         let declared = if header.c == LENGTH_UNKNOWN { 0 } else { header.c };
         // What is in this frame counts too, whatever was declared; its head is not worth subtracting.
         if declared.max((header.len().saturating_sub(MAX_HEAD)) as u64) > limit {
@@ -173,18 +205,18 @@ impl Runner {
             let message = format!("{MAX_CALLS} calls wait in this process already");
             return Err(Failure::unstarted(FailKind::Overloaded, message));
         }
-        Ok(())
+        Ok((function, wanted))
     }
 
     /// Decides where more body bytes go, and puts there what has arrived of them. Those of a call that is done go nowhere.
-    fn more_input(&self, header: &Header, part: &[u8], assembling: &mut BTreeMap<u64, Assembling>) -> Sink {
+    fn more_input(&self, header: &Header, part: &[u8], assembling: &mut Waiting) -> Sink {
         let Some(mut input) = assembling.remove(&header.id) else {
             return match self.inbox_of(header.id) {
                 Some(inbox) => Sink::Stream(inbox, part.to_vec()),
                 None => Sink::Nowhere,
             };
         };
-        let limit = self.limits().body_bytes;
+        let limit = input.call.inbox.body_limit();
         if (input.body.len() + header.len()) as u64 > limit {
             return Sink::Refused(too_large(limit));
         }
@@ -203,32 +235,31 @@ impl Runner {
         header: &Header,
         rest: usize,
         sink: Sink,
-        frames: &mut FrameReader,
-        assembling: &mut BTreeMap<u64, Assembling>,
-    ) -> Result<Option<Call>, Stop> {
+        source: &mut Source,
+        assembling: &mut Waiting,
+    ) -> Result<Step, Stop> {
         match sink {
-            Sink::Nowhere => drop(read_rest(self.link, frames, Vec::new(), rest)?),
+            Sink::Nowhere => drop(source.read_rest(Vec::new(), rest)?),
             Sink::Refused(failure) => {
-                read_rest(self.link, frames, Vec::new(), rest)?;
-                self.refuse(header.id, &failure)?;
-                self.forget(header.id);
+                source.read_rest(Vec::new(), rest)?;
+                return self.end_unstarted(header.id, &failure);
             }
             Sink::Whole(mut input) => {
-                fill(self.link, frames, &mut input.body, rest)?;
+                source.fill(&mut input.body, rest)?;
                 input.uncredited += rest;
                 return self.assembled(input, header.is_end(), assembling);
             }
             Sink::Stream(inbox, part) => {
-                let bytes = read_rest(self.link, frames, part, rest)?;
-                inbox.tell(|mail| mail.arrived(bytes, header.is_end(), self.limits().body_bytes));
+                let bytes = source.read_rest(part, rest)?;
+                inbox.arrived(bytes, header.is_end());
             }
             Sink::NewStream(call, part) => {
-                let bytes = read_rest(self.link, frames, part, rest)?;
-                call.inbox.tell(|mail| mail.arrived(bytes, header.is_end(), self.limits().body_bytes));
+                let bytes = source.read_rest(part, rest)?;
+                call.inbox.arrived(bytes, header.is_end());
                 return Ok(self.enter_gate(call));
             }
         }
-        Ok(None)
+        Ok(Step::Done)
     }
 
     /// More of an input: the call goes on to the gate when it is whole.
@@ -236,8 +267,8 @@ impl Runner {
         &'static self,
         mut input: Assembling,
         end: bool,
-        assembling: &mut BTreeMap<u64, Assembling>,
-    ) -> Result<Option<Call>, Stop> {
+        assembling: &mut Waiting,
+    ) -> Result<Step, Stop> {
         if end {
             input.call.input = Some(input.body);
             return Ok(self.enter_gate(input.call));
@@ -246,59 +277,98 @@ impl Runner {
             self.return_credit(input.call.id, std::mem::take(&mut input.uncredited))?;
         }
         assembling.insert(input.call.id, input);
-        Ok(None)
+        Ok(Step::Done)
     }
 
-    fn enter_gate(&self, call: Call) -> Option<Call> {
-        locked(&self.gate).enter(call.mode(), call)
+    /// Only exclusive calls wait for one another.
+    fn enter_gate(&self, call: Call) -> Step {
+        let admitted = match call.mode() {
+            Mode::Exclusive => locked(&self.gate).enter(call),
+            Mode::ReadOnly | Mode::Concurrent => Some(call),
+        };
+        admitted.map_or(Step::Done, Step::Run)
     }
 
     /// Frames without a body.
-    fn news(&'static self, header: &Header, assembling: &mut BTreeMap<u64, Assembling>) -> Result<(), Stop> {
+    fn news(
+        &'static self,
+        header: &Header,
+        source: &mut Source,
+        assembling: &mut Waiting,
+    ) -> Result<Step, Stop> {
         match header.kind {
-            Kind::Cancel => self.cancel(header.id, CancelReason::from_code(header.code), assembling)?,
-            Kind::AbortInput => self.abort_input(header.id, assembling)?,
+            Kind::Cancel => {
+                return self.cancel(header.id, CancelReason::from_code(header.code), assembling);
+            }
+            Kind::AbortInput => return self.abort_input(header.id, assembling),
             Kind::Credit => {
                 if let Some(inbox) = self.inbox_of(header.id) {
                     inbox.tell(|mail| mail.credit = mail.credit.saturating_add(header.a as usize));
                 }
             }
-            Kind::Drain => self.drain(assembling)?,
+            Kind::Segment => {
+                let spare = source.segment(header).ok_or(Stop::Segment(header.c))?;
+                if SegmentUse::from_number(header.a) != Some(SegmentUse::Spare) {
+                    return Err(Stop::Segment(header.c));
+                }
+                self.shelf.put(spare);
+            }
+            Kind::SpareRefused => self.shelf.refuse(SpareRefusal::from_code(header.code)),
+            Kind::Sync => self.sync(header)?,
+            Kind::Drain => return self.drain(assembling),
             other => return Err(Stop::Broken(WireError::WrongDirection(other))),
         }
-        Ok(())
+        Ok(Step::Done)
     }
 
-    fn cancel(
-        &self,
-        id: u64,
-        reason: CancelReason,
-        assembling: &mut BTreeMap<u64, Assembling>,
-    ) -> Result<(), Stop> {
+    /// The agent wants to hear when a commit is durable.
+    fn sync(&self, header: &Header) -> Result<(), Stop> {
+        let commit = header.c;
+        if commit > self.engine().snapshot().commit_number() {
+            let message = format!("commit {commit} is not made yet");
+            return self.refuse(header.id, &Failure::unstarted(FailKind::NotFound, message));
+        }
+        match Durability::from_code(header.code) {
+            Some(Durability::Node) if self.engine().durable() < commit => {
+                self.owe(Debt::News { id: header.id, commit });
+                Ok(())
+            }
+            Some(_) => {
+                let answer = Header { c: commit, ..Header::new(Kind::Durable, header.id) };
+                Ok(self.link.send_frame(&answer.encode())?)
+            }
+            None => {
+                let message = format!("this node has no durability of the number {}", header.code);
+                self.refuse(header.id, &Failure::unstarted(FailKind::Internal, message))
+            }
+        }
+    }
+
+    fn cancel(&self, id: u64, reason: CancelReason, assembling: &mut Waiting) -> Result<Step, Stop> {
         let waiting = assembling.remove(&id).map(|input| input.call);
         let waiting = waiting.or_else(|| locked(&self.gate).remove(|call| call.id == id));
         if waiting.is_some() {
-            self.refuse(id, &cancelled_before_start(reason))?;
-            self.forget(id);
-        } else if let Some(inbox) = self.inbox_of(id) {
+            return self.end_unstarted(id, &cancelled_before_start(reason));
+        }
+        if let Some(inbox) = self.inbox_of(id) {
             inbox.cancel(reason);
         }
-        Ok(())
+        Ok(Step::Done)
     }
 
-    fn abort_input(&self, id: u64, assembling: &mut BTreeMap<u64, Assembling>) -> Result<(), Stop> {
+    fn abort_input(&self, id: u64, assembling: &mut Waiting) -> Result<Step, Stop> {
         if assembling.remove(&id).is_some() {
             let failure = Failure::unstarted(FailKind::InputBroken, "the input broke off before its end");
-            self.refuse(id, &failure)?;
-            self.forget(id);
-        } else if let Some(inbox) = self.inbox_of(id) {
+            return self.end_unstarted(id, &failure);
+        }
+        if let Some(inbox) = self.inbox_of(id) {
             inbox.tell(Mail::broke_off);
         }
-        Ok(())
+        Ok(Step::Done)
     }
 
     /// What has not started will not; the last that runs ends the process.
-    fn drain(&'static self, assembling: &mut BTreeMap<u64, Assembling>) -> Result<(), Stop> {
+    fn drain(&self, assembling: &mut Waiting) -> Result<Step, Stop> {
         self.draining.store(true, SeqCst);
         let waiting = locked(&self.gate).clear();
         let unstarted = std::mem::take(assembling).into_values().map(|input| input.call).chain(waiting);
@@ -306,10 +376,12 @@ impl Runner {
             self.refuse(call.id, &draining())?;
             locked(&self.calls).remove(&call.id);
         }
-        if locked(&self.calls).is_empty() {
-            self.drained();
-        }
-        Ok(())
+        Ok(if locked(&self.calls).is_empty() { Step::Drained } else { Step::Done })
+    }
+
+    fn end_unstarted(&self, id: u64, failure: &Failure) -> Result<Step, Stop> {
+        self.refuse(id, failure)?;
+        Ok(if self.remove_call(id) { Step::Drained } else { Step::Done })
     }
 
     fn refuse(&self, id: u64, failure: &Failure) -> Result<(), Stop> {
@@ -352,35 +424,4 @@ fn too_large(limit: u64) -> Failure {
 
 fn no_memory() -> Failure {
     Failure::unstarted(FailKind::TooLarge, "the process has no memory for this input")
-}
-
-/// Reads the rest of a payload straight to where it belongs; what comes behind it goes to the reader.
-fn fill(link: &Link, frames: &mut FrameReader, body: &mut Body, mut rest: usize) -> Result<(), Gone> {
-    while rest > 0 {
-        let count = link.read_two(&mut body.room()[..rest], frames.space())?;
-        let here = count.min(rest);
-        body.filled(here);
-        frames.filled(count - here);
-        rest -= here;
-    }
-    Ok(())
-}
-
-fn read_rest(
-    link: &Link,
-    frames: &mut FrameReader,
-    mut bytes: Vec<u8>,
-    rest: usize,
-) -> Result<Vec<u8>, Gone> {
-    let mut have = bytes.len();
-    bytes.resize(have + rest, 0);
-    while have < bytes.len() {
-        let room = &mut bytes[have..];
-        let most = room.len();
-        let count = link.read_two(room, frames.space())?;
-        let here = count.min(most);
-        frames.filled(count - here);
-        have += here;
-    }
-    Ok(bytes)
 }

@@ -15,11 +15,14 @@
 
 mod assignment;
 mod buffers;
+mod builtin;
 mod call;
 mod confinement;
 mod crew;
+mod debts;
 mod declare;
 mod elf;
+mod files;
 mod gate;
 mod host;
 mod inbox;
@@ -28,7 +31,10 @@ mod link;
 mod plugin;
 mod reply;
 mod serve;
+mod source;
+mod spares;
 mod start;
+mod trouble;
 
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;

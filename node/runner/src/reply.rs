@@ -4,7 +4,8 @@ use std::io::IoSlice;
 
 use denizen_abi as abi;
 use denizen_wire::{
-    CancelReason, FailKind, Failure, HEADER_LEN, Header, Kind, MAX_FRAME_PAYLOAD, ReplyHead, WINDOW,
+    CancelReason, Durability, FailKind, Failure, HEADER_LEN, Header, Kind, MAX_FRAME_PAYLOAD, ReplyHead,
+    WINDOW,
 };
 
 use crate::buffers::Body;
@@ -63,7 +64,7 @@ impl Runner {
         }
     }
 
-    fn send_failure(&self, id: u64, failure: &Failure, commit: u64) -> Result<(), Gone> {
+    pub(crate) fn send_failure(&self, id: u64, failure: &Failure, commit: u64) -> Result<(), Gone> {
         let frame = failure.frame(id, commit).map_err(|_| Gone)?;
         self.link.send_frame(&frame)
     }
@@ -84,6 +85,12 @@ impl Runner {
             bytes = later;
         }
         Ok(())
+    }
+
+    /// How durable a commit is now, as reply frames say it.
+    fn reached(&self, commit: u64) -> u32 {
+        let node = self.engine().durable() >= commit;
+        u32::from(if node { Durability::Node.code() } else { Durability::Process.code() })
     }
 
     /// Waits for some credit, at most `most` bytes and at most a window.
@@ -107,6 +114,7 @@ impl Runner {
         commit: u64,
     ) -> Result<(), Gone> {
         debug_assert!(bytes.len() <= WINDOW, "more than a window at once");
+        let reached = self.reached(commit);
         let mut head_bytes = Vec::new();
         if let Some(content_type) = head {
             ReplyHead { content_type }.encode(&mut head_bytes).map_err(|_| Gone)?;
@@ -118,7 +126,7 @@ impl Runner {
             let extra = if frames == 0 { head_bytes.len() } else { 0 };
             let next = bytes.len().min(cuts[frames] + MAX_FRAME_PAYLOAD - extra);
             let kind = if frames == 0 && head.is_some() { Kind::Reply } else { Kind::ReplyData };
-            headers[frames] = Header { c: commit, ..Header::new(kind, id) }
+            headers[frames] = Header { b: reached, c: commit, ..Header::new(kind, id) }
                 .with_payload(extra + next - cuts[frames])
                 .with_end(end && next == bytes.len())
                 .encode();

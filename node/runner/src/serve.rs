@@ -4,33 +4,44 @@
 //! the gate opens after the commit and before the reply, so that a slow reader of a large reply holds nobody up.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use denizen_state::Engine;
-use denizen_wire::{Assignment, FailKind, Failure, Header, Kind, MAX_FRAME_PAYLOAD, RunnerLimits, WINDOW};
+use denizen_engine::{Access as Turn, Compaction, Engine, StateError, Transaction};
+use denizen_wire::{
+    Assignment, Builtin, Durability, FailKind, Failure, Header, Kind, MAX_FRAME_PAYLOAD, RunnerLimits, WINDOW,
+};
 
 use crate::buffers::Buffers;
-use crate::call::{Access, Active, Call, Outcome};
+use crate::call::{Access, Active, Call, Ended, Outcome};
 use crate::confinement::Sealed;
 use crate::crew::{Crew, Duty};
-use crate::declare::Function;
-use crate::gate::{Gate, Mode};
+use crate::debts::{Debt, Debts, not_synced};
+use crate::declare::{Function, Mode};
+use crate::gate::Gate;
 use crate::inbox::{Inbox, Mail};
-use crate::intake::{Intake, cancelled_before_start};
+use crate::intake::{Intake, Step, cancelled_before_start};
 use crate::link::{Gone, Link};
 use crate::plugin::end_process;
-use crate::{host, locked};
+use crate::spares::{Shelf, Spare};
+use crate::trouble::{NotCommitted, ends_the_process};
+use crate::{files, host, locked};
 
 /// Stack of a serving thread in bytes: what Rust gives its threads. Only what is touched becomes memory.
 const STACK_BYTES: usize = 2 << 20;
-/// Exit code for a fault of ours, or of the agent.
-const EXIT_FAULT: i32 = 70;
+/// Exit code for a fault of ours, of the agent, or of whoever took the connection between them away.
+pub(crate) const EXIT_FAULT: i32 = 70;
 /// The level of an error in the ABI.
 const LEVEL_ERROR: u32 = 0;
 const LEVEL_LEAST: u32 = 3;
+/// What one step of compaction copies, in bytes, between two calls: about as long as a call takes.
+const BUSY_STEP: u64 = 16 << 10;
+/// And while there is nothing else to do: well below the millisecond after which another thread would take over the reading.
+const QUIET_STEP: u64 = 256 << 10;
+/// The agent is told of a change of the live bytes by this much, and by an eighth.
+const NOTABLE_BYTES: u64 = 64 << 10;
 
 static RUNNING: OnceLock<&'static Runner> = OnceLock::new();
 static LINK: OnceLock<&'static Link> = OnceLock::new();
@@ -42,7 +53,10 @@ pub(crate) struct Runner {
     assignment: Assignment,
     sealed: Sealed,
     pub(crate) functions: &'static [Function],
-    engine: RwLock<Engine>,
+    pub(crate) builtins: &'static [Function],
+    engine: Engine,
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) debts: Debts,
     buffers: Buffers,
     pub(crate) crew: Crew<Call>,
     pub(crate) gate: Mutex<Gate<Call>>,
@@ -52,7 +66,14 @@ pub(crate) struct Runner {
     pub(crate) intake: Mutex<Intake>,
     pub(crate) draining: AtomicBool,
     ended: AtomicBool,
-    last_commit: AtomicU64,
+    /// The last commit when this process began.
+    first_commit: u64,
+    /// Segments were retired that no sync has let go yet.
+    retired: AtomicBool,
+    /// The live bytes that the agent was told of last.
+    told_live: AtomicU64,
+    /// Why this process takes no more calls.
+    broken: OnceLock<StateError>,
 }
 
 /// What it takes to begin.
@@ -63,18 +84,23 @@ pub(crate) struct Beginning {
     pub(crate) sealed: Sealed,
     pub(crate) functions: &'static [Function],
     pub(crate) engine: Engine,
+    pub(crate) shelf: Arc<Shelf>,
     pub(crate) intake: Intake,
 }
 
 impl Runner {
     /// Serves, this thread being the first leader.
     pub(crate) fn begin(beginning: Beginning) -> ! {
-        let last_commit = beginning.engine.commit_number();
+        let summary = beginning.engine.summary();
+        let builtins: Vec<Function> = Builtin::ALL.into_iter().map(Function::builtin).collect();
         let runner: &'static Runner = Box::leak(Box::new(Runner {
             link: beginning.link,
             sealed: beginning.sealed,
             functions: beginning.functions,
-            engine: RwLock::new(beginning.engine),
+            builtins: builtins.leak(),
+            engine: beginning.engine,
+            shelf: beginning.shelf,
+            debts: Debts::default(),
             buffers: Buffers::new(),
             crew: Crew::led_by_this_thread(serving_threads(beginning.assignment.limits.threads)),
             gate: Mutex::new(Gate::new()),
@@ -82,7 +108,10 @@ impl Runner {
             intake: Mutex::new(beginning.intake),
             draining: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            last_commit: AtomicU64::new(last_commit),
+            first_commit: summary.commit,
+            retired: AtomicBool::new(false),
+            told_live: AtomicU64::new(summary.live_bytes),
+            broken: OnceLock::new(),
             assignment: beginning.assignment,
         }));
         let _ = RUNNING.set(runner);
@@ -102,12 +131,18 @@ impl Runner {
         &self.assignment.limits
     }
 
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     pub(crate) fn buffers(&self) -> &Buffers {
         &self.buffers
     }
 
+    /// The last commit that was made, by whatever made it: also by a call that still runs, or by a capture of files. The agent may have
+    /// heard of any of them, and takes an answer with an earlier one for a lie.
     pub(crate) fn last_commit(&self) -> u64 {
-        self.last_commit.load(SeqCst)
+        self.engine.snapshot().commit_number()
     }
 
     pub(crate) fn inbox_of(&self, id: u64) -> Option<Arc<Inbox>> {
@@ -135,14 +170,17 @@ impl Runner {
                 }
             }
             self.run_what_is_ready();
+            // What it owed when it lost the lead.
+            if self.debts.open() {
+                self.settle();
+            }
             duty = self.crew.wait();
         }
     }
 
     /// Reads and runs until another thread has taken over.
     fn lead(&'static self) {
-        loop {
-            let call = self.next_call();
+        while let Some(call) = self.next_call() {
             if !self.crew.has_spare() && !self.hire() && !self.crew.is_alone() {
                 // Every thread runs something. Whichever is done first takes it; this one must go on reading.
                 self.crew.offer(call);
@@ -152,11 +190,99 @@ impl Runner {
             while let Some(call) = next {
                 self.crew.begin_running();
                 self.run_on(call);
+                if self.shelf.changed() {
+                    self.compact(BUSY_STEP);
+                }
                 if !self.crew.stop_running() {
                     return;
                 }
                 next = self.crew.take();
             }
+        }
+    }
+
+    /// Handles frames until a call may run; `None` if another thread leads now.
+    fn next_call(&'static self) -> Option<Call> {
+        loop {
+            match self.handle_frame() {
+                Step::Run(call) => return Some(call),
+                Step::Done => {}
+                Step::Pause if self.use_pause() => {}
+                Step::Drained if self.as_running(|| self.end_drained()) => {}
+                Step::Pause | Step::Drained => return None,
+            }
+        }
+    }
+
+    /// Does something, as this thread does that leads, that may take long. Whether it still leads then.
+    fn as_running(&'static self, work: impl FnOnce()) -> bool {
+        if !self.crew.has_spare() {
+            self.hire();
+        }
+        self.crew.begin_running();
+        work();
+        self.crew.stop_running()
+    }
+
+    /// Whether a leader that finds no frame has something else to do.
+    pub(crate) fn has_more_to_do(&self) -> bool {
+        self.debts.open() || self.shelf.changed() || self.link.has_later()
+    }
+
+    /// Does what was put off until there is no frame to read. Whether this thread still leads.
+    fn use_pause(&'static self) -> bool {
+        if self.link.flush().is_err() {
+            end_process(0);
+        }
+        if self.debts.open() {
+            return self.as_running(|| self.settle());
+        }
+        !self.shelf.changed() || self.as_running(|| self.compact(QUIET_STEP))
+    }
+
+    /// One step of compaction, and what comes after the last one.
+    fn compact(&'static self, max_bytes: u64) {
+        self.shelf.looks();
+        match self.engine.compact_step(max_bytes) {
+            Ok(Compaction::Copied(_)) => self.shelf.look_again(),
+            Ok(Compaction::Retired(_)) => {
+                self.retired.store(true, SeqCst);
+                self.shelf.look_again();
+            }
+            Ok(Compaction::NotDue) => self.let_go(max_bytes == QUIET_STEP),
+            Err(error) if ends_the_process(&error) => self.break_aside(&error),
+            // It goes on when a spare comes.
+            Err(StateError::NoSpare { .. }) => {}
+            // The engine leaves that segment alone from now on.
+            Err(error) => {
+                log_of_host(&format!("compaction: {error}"));
+                self.shelf.look_again();
+            }
+        }
+    }
+
+    /// Retired segments are deleted after a sync. While there is work, somebody may ask for one anyway.
+    fn let_go(&self, quiet: bool) {
+        if !self.retired.load(SeqCst) {
+            return self.tell_live(NOTABLE_BYTES);
+        }
+        if !quiet {
+            return self.shelf.look_again();
+        }
+        self.retired.store(false, SeqCst);
+        self.tell_live(NOTABLE_BYTES);
+        if let Err(error) = self.wait_durable(u64::MAX, Durability::Node) {
+            self.break_aside(&error);
+        }
+    }
+
+    /// Tells the agent how much is live, if that has changed by so many bytes.
+    fn tell_live(&self, notable: u64) {
+        let live = self.engine.summary().live_bytes;
+        let told = self.told_live.load(SeqCst);
+        if live.abs_diff(told) >= notable.max(if notable == 0 { 0 } else { told / 8 }) && live != told {
+            self.told_live.store(live, SeqCst);
+            self.link.send_later(Header { c: live, ..Header::new(Kind::StateNews, 0) });
         }
     }
 
@@ -193,27 +319,63 @@ impl Runner {
         self.crew.offer(call);
     }
 
-    /// Runs a call that was let in, and those that it held up as long as they need no other thread.
+    /// Runs a call that was let in, and those that it held up as long as they need no other thread. What it owes is settled, unless this
+    /// thread leads: then it goes on with frames that are there already.
     fn run_on(&'static self, call: Call) {
         let mut next = Some(call);
         while let Some(call) = next {
             next = self.run(call);
+            if self.debts.open() && !self.crew.leads() {
+                self.settle();
+            }
         }
     }
 
     fn run(&'static self, call: Call) -> Option<Call> {
-        let (id, mode, inbox) = (call.id, call.mode(), call.inbox.clone());
+        let (id, mode, wanted, inbox) = (call.id, call.mode(), call.wanted, call.inbox.clone());
         let outcome = match self.reason_not_to_start(&call) {
             Some(failure) => Outcome::Failed { failure, commit: self.last_commit() },
             None => self.execute(call),
         };
-        let admitted = locked(&self.gate).leave(mode);
-        let next = self.hand_out(admitted, outcome.may_wait());
+        if mode == Mode::Exclusive && self.assignment.files_bytes > 0 {
+            files::after_exclusive(self);
+        }
+        let owes =
+            wanted == Durability::Node && outcome.is_reply() && self.engine.durable() < outcome.commit();
+        // The next one may run at once where this thread does not have to wait for anything.
+        let free = !outcome.may_wait() && (!owes || self.crew.leads());
+        let next = if mode == Mode::Exclusive { self.leave_gate(free) } else { None };
+        if owes && !outcome.may_wait() {
+            self.owe(Debt::Reply { id, inbox, outcome });
+            return next;
+        }
+        let outcome = if owes { self.synced(outcome) } else { outcome };
+        let tells = outcome.tells_of_a_broken_store();
         if self.answer(id, &inbox, outcome).is_err() {
             end_process(0);
         }
         self.forget(id);
+        self.end_if_broken(tells);
         next
+    }
+
+    /// Ends a process whose state is broken, if somebody was told or there is nobody to tell. Another call may be about to say it.
+    fn end_if_broken(&self, told: bool) {
+        if let Some(error) = self.broken.get()
+            && (told || locked(&self.calls).is_empty())
+        {
+            self.end_broken(error);
+        }
+    }
+
+    /// Lets the next exclusive call in; it comes back if this thread is free to run it.
+    fn leave_gate(&'static self, free: bool) -> Option<Call> {
+        let next = locked(&self.gate).leave();
+        if free {
+            return next;
+        }
+        next.into_iter().for_each(|call| self.offer(call));
+        None
     }
 
     fn reason_not_to_start(&self, call: &Call) -> Option<Failure> {
@@ -224,54 +386,142 @@ impl Runner {
     }
 
     fn execute(&'static self, call: Call) -> Outcome {
-        match call.mode() {
-            Mode::Exclusive => {
-                let mut engine = self.engine.write().unwrap_or_else(|broken| broken.into_inner());
-                self.enter(call, Access::Write(engine.begin()))
-            }
-            Mode::Shared => {
-                let engine = self.engine.read().unwrap_or_else(|broken| broken.into_inner());
-                self.enter(call, Access::Read(engine.read()))
+        let (first, alone) = match call.mode() {
+            Mode::ReadOnly => (Access::Read(self.engine.snapshot()), false),
+            Mode::Concurrent => (Access::Write(self.engine.begin(Turn::Concurrent)), false),
+            Mode::Exclusive => (Access::Write(self.engine.begin(Turn::Exclusive)), true),
+        };
+        let mut ended = self.enter(call, first, alone);
+        loop {
+            match ended {
+                Ended::Done(outcome) => return outcome,
+                // A concurrent call was faster. Now those wait with their commits, so that it cannot happen again.
+                Ended::Again(call) => {
+                    ended = self.enter(call, Access::Write(self.engine.begin(Turn::Sole)), false);
+                }
             }
         }
     }
 
-    fn enter(&'static self, call: Call, access: Access<'_>) -> Outcome {
+    fn enter(&'static self, call: Call, access: Access, may_rerun: bool) -> Ended {
         let _words = self.sealed.running(call.id);
-        let active = RefCell::new(Active::new(self, call, access));
+        let active = RefCell::new(Active::new(self, call, access, may_rerun));
         let status = host::enter(&active);
-        let outcome = active.into_inner().end(status);
-        self.last_commit.fetch_max(outcome.commit(), SeqCst);
-        outcome
+        active.into_inner().end(status)
     }
 
-    /// The first of them is for this thread, unless its reply may have to wait.
-    fn hand_out(&'static self, mut admitted: VecDeque<Call>, may_wait: bool) -> Option<Call> {
-        let own = if may_wait { None } else { admitted.pop_front() };
-        admitted.into_iter().for_each(|call| self.offer(call));
-        own
+    /// Commits a transaction. If the log has no room it waits until the agent gives some, or says that there is none.
+    pub(crate) fn commit(
+        &'static self,
+        transaction: &mut Transaction,
+        inbox: &Arc<Inbox>,
+    ) -> Result<u64, NotCommitted> {
+        loop {
+            let ticket = self.shelf.ticket();
+            let needed = match transaction.commit() {
+                Err(StateError::NoSpare { needed }) => needed,
+                result => return Ok(result?),
+            };
+            if self.link.flush().is_err() {
+                end_process(0);
+            }
+            let answer = self.wait_for(inbox, |_| match inbox.cancelled() {
+                Some(reason) => Some(Err(NotCommitted::Cancelled(reason))),
+                None => self.shelf.news(ticket, needed, inbox).map(Ok),
+            });
+            if let Spare::Refused(why) = answer? {
+                return Err(NotCommitted::NoSpare(why));
+            }
+        }
+    }
+
+    /// Waits until a commit is durable.
+    pub(crate) fn wait_durable(&self, seq: u64, level: Durability) -> Result<(), StateError> {
+        let level = match level {
+            Durability::Process => denizen_engine::Durability::Process,
+            Durability::Node => denizen_engine::Durability::Node,
+        };
+        self.engine.wait(seq, level)
+    }
+
+    /// For a reply that this thread has to wait for anyway.
+    fn synced(&'static self, outcome: Outcome) -> Outcome {
+        match self.wait_durable(outcome.commit(), Durability::Node) {
+            Ok(()) => outcome,
+            Err(error) => {
+                self.note_broken(&error);
+                not_synced(&error, outcome.commit())
+            }
+        }
+    }
+
+    /// The state can no longer be relied on: when what there is to say is said, the process ends.
+    pub(crate) fn note_broken(&self, error: &StateError) {
+        let _ = self.broken.set(error.clone());
+    }
+
+    /// The same for what no call has asked for. Calls that run have their say first: the next one that fails of it ends the process.
+    pub(crate) fn break_aside(&self, error: &StateError) {
+        self.note_broken(error);
+        self.end_if_broken(false);
+    }
+
+    /// Ends the process because of its state. The next one recovers what was durable.
+    pub(crate) fn end_broken(&self, error: &StateError) -> ! {
+        fault(&format!(
+            "the state can no longer be relied on, so this process ends and is recovered: {error}"
+        ))
     }
 
     /// The call is answered. The last one of a draining process ends it.
-    pub(crate) fn forget(&self, id: u64) {
+    pub(crate) fn forget(&'static self, id: u64) {
+        if self.remove_call(id) {
+            self.end_drained();
+        }
+    }
+
+    /// Whether this was the last call of a draining process.
+    pub(crate) fn remove_call(&self, id: u64) -> bool {
         let idle = {
             let mut calls = locked(&self.calls);
             calls.remove(&id);
             calls.is_empty()
         };
-        if idle && self.draining.load(SeqCst) {
-            self.drained();
-        }
+        idle && self.draining.load(SeqCst)
     }
 
-    /// Nothing runs and nothing will. Two threads may find that out at once; it is said once.
-    pub(crate) fn drained(&self) -> ! {
-        while self.ended.swap(true, SeqCst) {
-            std::thread::park();
+    /// Nothing runs and nothing will: keeps what is to be kept, says so, and ends the process. Two threads may find that out at once; the
+    /// second comes back, and may be needed to read.
+    fn end_drained(&'static self) {
+        if self.ended.swap(true, SeqCst) {
+            return;
         }
-        let header = Header { c: self.last_commit(), ..Header::new(Kind::Drained, 0) };
+        self.settle();
+        if self.assignment.files_bytes > 0 {
+            let nobody = Arc::new(Inbox::new(None, 0));
+            if let Err(error) = files::capture(self, &nobody) {
+                log_of_host(&format!(
+                    "{error}. What was captured before is kept; what changed in /state since is lost"
+                ));
+            }
+        }
+        let commit = self.last_commit();
+        let commit = if commit == self.first_commit { commit } else { self.seal(commit) };
+        self.tell_live(0);
+        let level = if self.engine.durable() >= commit { Durability::Node } else { Durability::Process };
+        let header = Header { b: u32::from(level.code()), c: commit, ..Header::new(Kind::Drained, 0) };
         let _ = self.link.send_frame(&header.encode());
         end_process(0)
+    }
+
+    /// Makes everything durable, and writes down that it is.
+    fn seal(&self, commit: u64) -> u64 {
+        match self.engine.seal() {
+            Ok(sealed) => sealed,
+            Err(error) if ends_the_process(&error) => self.end_broken(&error),
+            // No room for the mark; everything is durable all the same.
+            Err(_) => commit,
+        }
     }
 
     /// Waits until the inbox has what is wanted. A thread that leads reads on while it waits, and gives away what it may not run itself.
@@ -287,8 +537,11 @@ impl Runner {
             return inbox.wait(look);
         }
         let found = loop {
-            if let Some(call) = self.handle_frame() {
-                self.offer(call);
+            match self.handle_frame() {
+                Step::Run(call) => self.offer(call),
+                Step::Pause if !self.use_pause() => return inbox.wait(look),
+                // Only while this thread itself ends the process.
+                Step::Drained | Step::Pause | Step::Done => {}
             }
             if let Some(found) = inbox.look(&mut look) {
                 break found;
@@ -318,6 +571,14 @@ impl Outcome {
             | Outcome::StreamEnd { commit }
             | Outcome::Failed { commit, .. } => *commit,
         }
+    }
+
+    pub(crate) fn is_reply(&self) -> bool {
+        !matches!(self, Outcome::Failed { .. })
+    }
+
+    fn tells_of_a_broken_store(&self) -> bool {
+        matches!(self, Outcome::Failed { failure, .. } if failure.kind == FailKind::StoreBroken)
     }
 
     /// Whether answering may need credit that is not there yet.

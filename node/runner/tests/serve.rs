@@ -36,6 +36,8 @@ fn declarations_say_what_the_plugin_declared() {
     assert_eq!(declarations.functions[2].concurrency, Concurrency::ReadOnly);
     assert!(declarations.functions.iter().any(|decl| decl.input == PayloadKind::Stream));
     assert_eq!(declarations.types[0].fingerprint, 7);
+    assert_eq!(declarations.types[0].migrates_from, [5, 6]);
+    assert_eq!(declarations.types[1].migrates_from, [0_u64; 0], "it is of a header without them");
     assert_eq!(declarations.state.commit, 0);
 }
 
@@ -45,7 +47,7 @@ fn a_call_answers_commits_and_outlives_a_kill() {
     let mut agent = Agent::serving(&state);
     for number in 1..=20_u64 {
         let ended = agent.call("add", "");
-        let Ended::Reply { content_type, body, commit } = ended else { panic!("{ended:?}") };
+        let Ended::Reply { content_type, body, commit, .. } = ended else { panic!("{ended:?}") };
         assert_eq!((content_type.as_str(), commit), ("text/plain", number));
         assert_eq!(body, number.to_string().as_bytes());
     }
@@ -116,18 +118,6 @@ fn read_only_calls_run_in_parallel() {
     for id in ids {
         assert_eq!(agent.finish(id).body(), "met");
     }
-}
-
-#[test]
-fn a_reader_waits_for_the_writer_before_it_and_sees_what_it_wrote() {
-    let state = State::new();
-    let mut agent = Agent::serving(&state);
-    let slow = agent.start("append", "sleep");
-    let add = agent.start("add", "");
-    let count = agent.start("count", "");
-    assert_eq!(agent.finish(count).body(), "1");
-    assert_eq!(agent.finish(add).body(), "1");
-    assert_eq!(agent.finish(slow).body(), "sleep");
 }
 
 #[test]
@@ -230,7 +220,7 @@ fn waiting_for_input_does_not_wait_for_another_thread() {
 fn other_calls_are_served_while_a_stream_waits() {
     let state = State::new();
     let mut agent = Agent::serving(&state);
-    // `large` is read-only and so runs beside nothing exclusive: `pour` waits for credit inside its exclusive turn.
+    // `pour` waits for credit inside its exclusive turn.
     let pouring = agent.start("pour", &(WINDOW + 1).to_string());
     let unknown = agent.begin_index(9999, 0, 0, b"", true);
     assert_eq!(agent.finish(unknown).failure().kind, FailKind::UnknownFunction);
@@ -336,11 +326,15 @@ fn a_drained_process_finishes_what_runs_and_starts_nothing() {
     }
     assert_eq!(agent.finish(running).body(), "sleep");
     let drained = agent.next_of(|said| said.header.kind == Kind::Drained);
-    assert_eq!(drained.header.c, 1);
+    // One commit of the function, and one that says that everything is durable.
+    assert_eq!((drained.header.c, drained.header.b), (2, 1));
+    assert!(agent.live.is_some_and(|live| live > 0));
     assert_eq!(agent.exit().code(), Some(0));
     let mut again = Agent::serving(&state);
+    assert_eq!(again.declarations.as_ref().unwrap().recovery, None);
     again.send(Header::new(Kind::Drain, 0), &[]);
-    assert_eq!(again.next_of(|said| said.header.kind == Kind::Drained).header.c, 1);
+    let drained = again.next_of(|said| said.header.kind == Kind::Drained);
+    assert_eq!((drained.header.c, drained.header.b), (2, 1));
     assert_eq!(again.exit().code(), Some(0));
 }
 
@@ -524,18 +518,15 @@ fn a_library_beside_the_plugin_is_found_and_a_missing_one_is_named() {
 }
 
 #[test]
-fn damaged_state_is_refused_by_name() {
+fn state_that_lost_what_was_durable_is_refused_by_name() {
     let state = State::new();
     let mut agent = Agent::serving(&state);
     agent.call("add", "");
-    agent.call("add", "");
     agent.kill();
-    let mut bytes = std::fs::read(state.path()).unwrap();
-    bytes[4096 + 60] ^= 1;
-    std::fs::write(state.path(), &bytes).unwrap();
     let mut agent = Agent::spawn();
-    agent.assign(&assignment(&plugin()), Some(&state));
+    let told = denizen_wire::Assignment { durable_at_least: 9, ..assignment(&plugin()) };
+    agent.assign(&told, Some(&state));
     let failure = agent.refused();
     assert_eq!(failure.kind, LoadFailureKind::StateCorrupt);
-    assert!(failure.message.contains("byte 4096"), "{}", failure.message);
+    assert!(failure.message.contains("commit 9 had been durable"), "{}", failure.message);
 }

@@ -27,7 +27,16 @@ fn wait(mut waiting: Waiting) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let limits = Limits { memory_bytes: 64 << 20, threads: 8, cpu_percent: None };
-    let admission = Admission { image: IMAGE.into(), limits, files: FileAccess::None, mapped_bytes: 1 << 30 };
+    let admission = Admission {
+        image: IMAGE.into(),
+        limits,
+        files: FileAccess::None,
+        files_bytes: 0,
+        mapped_bytes: 1 << 30,
+        file_bytes: 1 << 30,
+        first_file_bytes: 1 << 30,
+        segments: 4,
+    };
     let begun = Instant::now();
     let loading = waiting.admit(&admission).expect("admitted");
     let admitted = begun.elapsed();

@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, open, openat, unlinkat};
 use serde::{Deserialize, Serialize};
@@ -80,7 +81,10 @@ pub(crate) struct Parents {
 
 impl Parents {
     /// Makes the parents as far as this machine lets us, after removing those of agents that are gone.
-    pub(crate) fn establish(number: u64) -> Parents {
+    pub(crate) fn establish() -> Parents {
+        // A program may run several spawners, and look at the machine beside them.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let places = places();
         sweep(&places);
         let pid = std::process::id();

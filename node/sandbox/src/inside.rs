@@ -29,8 +29,14 @@ const THREAD_SPACE_BYTES: u64 = 144 << 20;
 /// Address space that is nobody's in particular: libraries, alignment.
 const SPARE_SPACE_BYTES: u64 = 4 << 30;
 
-/// Descriptors: the standard three, control, the state's two, and a few while the plugin loads.
+/// Descriptors: the standard three, control, and a few while the plugin loads.
 const DESCRIPTORS: u64 = 32;
+
+/// Descriptors of a segment: one that writes and one that cannot.
+const SEGMENT_DESCRIPTORS: u64 = 2;
+
+/// Descriptors for files that functions have open.
+const FILE_DESCRIPTORS: u64 = 256;
 
 /// What the spawner measured of itself, and its forks therefore have: counted by rlimits before the function is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,8 +77,9 @@ impl Waiting {
         self.testament
     }
 
-    /// Binds the image at `/image`, drops the store, capabilities and privileges, sets rlimits and filter 1. From here on
-    /// there is no `recvmsg`: receive the state's descriptors first. The process must have one thread. The main thread
+    /// Binds the image at `/image`, mounts `/state` if it is granted, drops the store, capabilities and privileges, sets
+    /// rlimits and filter 1. From here on descriptors are received on the connection to the agent (descriptor 3) and nowhere
+    /// else, and none is sent. The process must have one thread. The main thread
     /// gets its alternate signal stack. After an error the process must exit. Dropping the connection that was not taken
     /// closes it.
     pub fn admit(self, admission: &Admission) -> Result<Loading, SandboxError> {
@@ -80,6 +87,9 @@ impl Waiting {
             return Err(SandboxError::BadDigest(admission.image.clone()));
         }
         root::take_image(&admission.image)?;
+        if admission.files == FileAccess::State {
+            root::mount_state(admission.files_bytes).map_err(inside("mounting /state"))?;
+        }
         drop_capabilities().map_err(inside("dropping capabilities"))?;
         rustix::thread::set_no_new_privs(true).map_err(inside("setting no_new_privs"))?;
         signals::give_signal_stack().map_err(inside("making a signal stack"))?;
@@ -102,14 +112,17 @@ impl Waiting {
             .saturating_add(threads.saturating_mul(THREAD_SPACE_BYTES))
             .saturating_add(self.footprint.space_bytes)
             .saturating_add(SPARE_SPACE_BYTES);
+        let (open_files, own_files) = match admission.files {
+            FileAccess::None => (0, 0),
+            FileAccess::Image => (FILE_DESCRIPTORS, 0),
+            FileAccess::State => (FILE_DESCRIPTORS, admission.files_bytes),
+        };
+        let descriptors = DESCRIPTORS + SEGMENT_DESCRIPTORS * u64::from(admission.segments) + open_files;
         let limits = [
             (Resource::Data, data),
             (Resource::As, space),
             (Resource::Nproc, threads),
-            (Resource::Nofile, DESCRIPTORS),
-            // The one file that it can write is its state, which the agent reads back to its end. The signal that comes
-            // with the error is ignored: a sandbox is pid 1 of its namespace.
-            (Resource::Fsize, admission.mapped_bytes),
+            (Resource::Nofile, descriptors),
             (Resource::Core, 0),
             (Resource::Memlock, 0),
             (Resource::Msgqueue, 0),
@@ -118,18 +131,24 @@ impl Waiting {
             (Resource::Stack, MAIN_STACK_BYTES),
         ];
         for (resource, most) in limits {
-            lower(resource, most)?;
+            lower(resource, most, most)?;
         }
+        // What it can write is its segments, which the agent reads back to their ends, and its own `/state`. Only the agent can raise the
+        // first limit, as it hands in longer ones: the filters refuse it to the sandbox. The signal that comes with the error is ignored: a
+        // sandbox is pid 1 of its namespace.
+        let longest = [admission.first_file_bytes, admission.file_bytes].map(|bytes| bytes.max(own_files));
+        lower(Resource::Fsize, longest[0], longest[1])?;
         signals::limit_main_stack(usize::try_from(MAIN_STACK_BYTES).unwrap_or(usize::MAX));
         Ok(())
     }
 }
 
-/// Sets both limits of a resource, never above what is inherited.
-fn lower(resource: Resource, most: u64) -> io::Result<()> {
+/// Sets the limit of a resource that counts and the one that it can be raised to, never above what is inherited.
+fn lower(resource: Resource, first: u64, most: u64) -> io::Result<()> {
     let inherited = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
-    let most = Some(most.min(inherited));
-    setrlimit(resource, Rlimit { current: most, maximum: most }).map_err(io::Error::from)
+    let most = most.min(inherited);
+    let limit = Rlimit { current: Some(first.min(most)), maximum: Some(most) };
+    setrlimit(resource, limit).map_err(io::Error::from)
 }
 
 /// Gives up every capability in the sandbox's own namespaces, and every way to have one again.

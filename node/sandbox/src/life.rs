@@ -76,6 +76,18 @@ impl Life {
         })
     }
 
+    /// Lets the files that it writes become as long as `bytes`: for a segment that is longer than those that it had. Never more than
+    /// [`crate::Admission::file_bytes`].
+    ///
+    /// # Errors
+    /// Whatever the system says; the limit is as it was. A sandbox that is dead needs none.
+    pub fn let_files_reach(&self, bytes: u64) -> std::io::Result<()> {
+        if self.exit().is_some() {
+            return Ok(());
+        }
+        crate::sys::let_files_reach(self.pid, bytes)
+    }
+
     /// See [`Sandbox::kill`].
     pub fn kill(&self) {
         // It fails only when there is nothing left to kill.

@@ -23,7 +23,13 @@ pub enum FileAccess {
     None,
     /// The files of the image, for reading.
     Image,
+    /// The files of the image, for reading, and a file system of its own at `/state`, for everything but links and
+    /// devices. There already while the plugin loads.
+    State,
 }
+
+/// How many files and directories `/state` holds at most. Each takes kernel memory, whatever its size.
+pub const MOST_STATE_FILES: u32 = 16 * 1024;
 
 /// What a waiting sandbox must know to take in its image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,8 +40,19 @@ pub struct Admission {
     pub limits: Limits,
     /// What the sealed sandbox may open.
     pub files: FileAccess,
-    /// Address space for mapped files (the state's quota), in bytes, beside the memory limit. No file can be made longer.
+    /// Size of the file system at `/state`, in bytes; rounded up to whole pages, one at least. It is part of the memory that the control
+    /// group counts. Without meaning but for [`FileAccess::State`].
+    pub files_bytes: u64,
+    /// Address space for mapped files, in bytes, beside the memory limit: every segment that is mapped at one time, counted
+    /// once per map.
     pub mapped_bytes: u64,
+    /// No file can ever be made longer, in bytes: the largest segment. (A file in `/state` may be as long as the file system.)
+    pub file_bytes: u64,
+    /// At first no file can be made longer, in bytes: the largest segment that it has to write to. [`crate::Life::let_files_reach`] raises
+    /// it, as far as `file_bytes`.
+    pub first_file_bytes: u64,
+    /// Segments held at one time. Each takes two descriptors.
+    pub segments: u32,
 }
 
 /// Whether `text` is an image digest: 64 lower-case hexadecimal digits, and so a harmless path component.

@@ -65,7 +65,9 @@ pub(crate) fn consequence_without(controller: Controller) -> &'static str {
         Controller::Memory => {
             "a tenant's own memory is limited, but not what the kernel holds for it; it can drain the machine"
         }
-        Controller::Cpu => "a busy function can slow every other one down; `cpu_percent` has no effect",
+        Controller::Cpu => {
+            "a busy function can slow every other one down; `cpu` under [limits] has no effect"
+        }
         Controller::Pids => "threads are limited by rlimit alone",
     }
 }

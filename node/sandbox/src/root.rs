@@ -2,7 +2,8 @@
 //!
 //! The spawner leaves the host's file systems for good ([`leave_host`]) and keeps one tiny tmpfs and the image store. Each
 //! sandbox takes a read-only clone of the tmpfs's empty directory as its root, with the store beside it ([`enter`]); on
-//! admission it keeps one image and drops the store ([`take_image`]). There is no `/proc`, `/dev` or `/sys` anywhere.
+//! admission it keeps one image and drops the store ([`take_image`]), and gets a file system for its files if its image asks
+//! for it ([`mount_state`]): the one place that can be written. There is no `/proc`, `/dev` or `/sys` anywhere.
 
 use std::io;
 use std::path::Path;
@@ -15,9 +16,9 @@ use rustix::mount::{
 };
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::SandboxError;
 use crate::inside::inside;
 use crate::sys::mount_setattr;
+use crate::{MOST_STATE_FILES, SandboxError};
 
 /// Attributes of everything that a sandbox sees.
 const HARMLESS: u64 =
@@ -35,8 +36,9 @@ pub(crate) fn leave_host(image_store: &Path) -> io::Result<()> {
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
     let store = clone_tree(image_store)?;
     mount_setattr(store.as_fd(), HARMLESS, false)?;
-    let top = new_tmpfs()?;
-    for directory in [TEMPLATE, "template/image", "template/store", "store"] {
+    // Room for the directories and for no file.
+    let top = new_tmpfs(&[("size", "16k"), ("nr_inodes", "8"), ("mode", "0755")], TOP)?;
+    for directory in [TEMPLATE, "template/image", "template/state", "template/store", "store"] {
         mkdirat(&top, directory, Mode::from_raw_mode(0o755))?;
     }
     // Any directory will do to hang it on; this one exists.
@@ -74,14 +76,31 @@ fn clone_tree(path: impl rustix::path::Arg) -> io::Result<OwnedFd> {
     open_tree(CWD, path, flags).map_err(io::Error::from)
 }
 
-/// A tmpfs with room for a few directories and no file.
-fn new_tmpfs() -> io::Result<OwnedFd> {
+/// Gives the sandbox a file system of its own at `/state`, in its own memory. Its user owns it.
+pub(crate) fn mount_state(bytes: u64) -> io::Result<()> {
+    // 0 would mean no limit to the kernel.
+    let size = bytes.max(1).to_string();
+    // The top directory is one of the inodes.
+    let inodes = (MOST_STATE_FILES + 1).to_string();
+    let options = [("size", size.as_str()), ("nr_inodes", inodes.as_str()), ("mode", "0755")];
+    let state = new_tmpfs(&options, TOP | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
+    mount_setattr(state.as_fd(), NOSYMFOLLOW, false)?;
+    attach(state.as_fd(), CWD, "state")?;
+    // What a function creates without saying more.
+    let _ = rustix::process::umask(Mode::from_raw_mode(0o022));
+    Ok(())
+}
+
+/// Attributes of every tmpfs here.
+const TOP: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+
+/// A tmpfs, not yet attached anywhere.
+fn new_tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in [("size", "16k"), ("nr_inodes", "8"), ("mode", "0755")] {
-        fsconfig_set_string(&context, key, value)?;
+    for (key, value) in options {
+        fsconfig_set_string(&context, *key, *value)?;
     }
     fsconfig_create(&context)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(io::Error::from)
 }
 

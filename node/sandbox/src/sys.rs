@@ -109,6 +109,25 @@ pub(crate) fn seccomp_install(program: &[libc::sock_filter]) -> io::Result<()> {
     }
 }
 
+/// Lets the files that a process writes become as long as `bytes`, where its limit is lower, and never more than what it can be raised to.
+pub(crate) fn let_files_reach(pid: u32, bytes: u64) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one live `rlimit`, and reads none.
+    if unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, std::ptr::null(), &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if limit.rlim_cur >= bytes.min(limit.rlim_max) {
+        return Ok(());
+    }
+    limit.rlim_cur = bytes.min(limit.rlim_max);
+    // SAFETY: the kernel reads one live `rlimit`, and writes none.
+    if unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Whether the kernel knows a seccomp action (`SECCOMP_RET_*`).
 pub(crate) fn seccomp_has(action: u32) -> bool {
     // SAFETY: the kernel reads one u32 from a live place.
@@ -196,4 +215,32 @@ pub(crate) fn write_at(dir: BorrowedFd<'_>, path: &str, text: &str) -> io::Resul
     let file = openat(dir, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&file, text.as_bytes())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_limits(pid: u32) -> String {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max file size")).unwrap();
+        line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn files_reach_as_far_as_they_may_and_never_less_than_before() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let first = libc::rlimit { rlim_cur: 100, rlim_max: 1000 };
+        let pid = libc::pid_t::try_from(child.id()).unwrap();
+        // SAFETY: the kernel reads one live `rlimit`, and writes none.
+        let set = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const first, std::ptr::null_mut()) };
+        assert_eq!(set, 0);
+        for (bytes, limits) in [(50, "100 1000"), (500, "500 1000"), (5000, "1000 1000")] {
+            let_files_reach(child.id(), bytes).unwrap();
+            assert_eq!(file_limits(child.id()), limits);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let_files_reach(child.id(), 1).unwrap_err();
+    }
 }

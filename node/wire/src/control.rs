@@ -25,8 +25,29 @@ pub struct Assignment {
     pub plugin: String,
     /// What the process may use.
     pub limits: RunnerLimits,
-    /// Only load, declare and exit: no state descriptors came along and no call will.
+    /// Only load, declare and exit: no segments come and no call will.
     pub probe: bool,
+    /// Which history the state is: 32 hexadecimal digits. Empty in a probe.
+    #[serde(default)]
+    pub lineage: String,
+    /// So many segments of the log follow this frame directly; 0 for new state and for a probe.
+    #[serde(default)]
+    pub segments: u32,
+    /// So many blank segments follow those directly.
+    #[serde(default)]
+    pub spares: u32,
+    /// The smallest segment that the log is to ask for, in bytes.
+    #[serde(default)]
+    pub segment_min_bytes: u64,
+    /// The largest segment that the log is to ask for unless one commit needs more, in bytes.
+    #[serde(default)]
+    pub segment_max_bytes: u64,
+    /// The last commit that is known to have been durable on the node; 0 if none is. A log that ends before it is damaged.
+    #[serde(default)]
+    pub durable_at_least: u64,
+    /// The most bytes under `/state`; 0 where the process has no files.
+    #[serde(default)]
+    pub files_bytes: u64,
 }
 
 /// Upper bounds for one process, all vouched for by the agent.
@@ -52,7 +73,7 @@ pub enum Concurrency {
     Exclusive,
     /// Beside other read-only ones; cannot write.
     ReadOnly,
-    /// Reserved: runs as exclusive for now.
+    /// Beside any other, with a write set of its own that may conflict.
     Concurrent,
 }
 
@@ -120,6 +141,22 @@ pub struct TypeDecl {
     pub fingerprint: u64,
     /// Readable layout.
     pub layout: String,
+    /// Fingerprints of older layouts that the plugin can turn into this one. As text, like the fingerprint.
+    #[serde(default, with = "decimals", skip_serializing_if = "Vec::is_empty")]
+    pub migrates_from: Vec<u64>,
+}
+
+impl TypeDecl {
+    /// Whether a plugin that declares this can read every object that the one which declared `older` could: those of its layout, and
+    /// those of the layouts that it migrated from, because objects are migrated when they are met and some may not have been.
+    pub fn reads_all_of(&self, older: &TypeDecl) -> bool {
+        self.reads(older.fingerprint) && older.migrates_from.iter().all(|from| self.reads(*from))
+    }
+
+    /// Whether it can read objects of a layout, as they are or migrated.
+    pub fn reads(&self, fingerprint: u64) -> bool {
+        self.fingerprint == fingerprint || self.migrates_from.contains(&fingerprint)
+    }
 }
 
 /// What is in a process's state.
@@ -131,6 +168,26 @@ pub struct StateSummary {
     pub live_bytes: u64,
     /// How many keys there are.
     pub keys: u64,
+    /// Number of the last commit that is durable on the node.
+    #[serde(default)]
+    pub durable: u64,
+    /// Bytes of all segments of the log.
+    #[serde(default)]
+    pub disk_bytes: u64,
+}
+
+/// What opening the state found, where that is worth a word.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Recovery {
+    /// Whether a tail that never was durable was cut.
+    pub torn: bool,
+    /// Damaged objects, one readable line each, at most [`Recovery::MAX_DAMAGED`]. Everything else is served.
+    pub damaged: Vec<String>,
+}
+
+impl Recovery {
+    /// So many damaged objects are listed at most.
+    pub const MAX_DAMAGED: usize = 100;
 }
 
 /// What a plugin declared when it was loaded.
@@ -144,6 +201,9 @@ pub struct Declarations {
     pub types: Vec<TypeDecl>,
     /// The state that it starts from; all zero in a probe.
     pub state: StateSummary,
+    /// What opening the state found; `None` where all was well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
 }
 
 /// Which step of starting failed.
@@ -163,7 +223,7 @@ pub enum LoadFailureKind {
     MissingLibrary,
     /// Its own initialisation failed, or it declared something impossible.
     InitFailed,
-    /// The process's state is damaged.
+    /// The process's state is damaged, or belongs to another.
     StateCorrupt,
     /// There is no room for the process's state.
     StateFull,
@@ -182,7 +242,7 @@ pub struct LoadFailure {
     pub remedy: String,
 }
 
-/// Why an invocation gave no reply. The first eight are the function ABI's, in its order.
+/// Why an invocation gave no reply. Where the function ABI has a number for it, [`FailKind::from_abi`] knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -215,17 +275,38 @@ pub enum FailKind {
     InputBroken,
     /// The node's disk is full.
     StoreFull,
-    /// The state file cannot be read or written.
+    /// The state cannot be written or synced. What the reply would have said may have been committed or not; the process ends itself after
+    /// it has said so, and its successor knows.
     StoreBroken,
+    /// Another invocation changed what this one had read or written: nothing of it was committed, and a retry is safe.
+    Conflict,
+    /// A built-in function found no such object.
+    NotFound,
+    /// An object is damaged. Others are served.
+    StateCorrupt,
 }
 
 impl FailKind {
     /// From the number in the function ABI, or `None` for a number that it does not define.
     pub fn from_abi(number: u32) -> Option<FailKind> {
-        use FailKind::{BadInput, Cancelled, Failed, Internal, Panicked, Quota, TooLarge, TypeChanged};
-        [Failed, BadInput, Panicked, TypeChanged, Quota, TooLarge, Cancelled, Internal]
-            .into_iter()
-            .nth(usize::try_from(number).ok()?)
+        use FailKind::{
+            BadInput, Cancelled, Conflict, Failed, Internal, Panicked, Quota, StateCorrupt, TooLarge,
+            TypeChanged,
+        };
+        [
+            Failed,
+            BadInput,
+            Panicked,
+            TypeChanged,
+            Quota,
+            TooLarge,
+            Cancelled,
+            Internal,
+            Conflict,
+            StateCorrupt,
+        ]
+        .into_iter()
+        .nth(usize::try_from(number).ok()?)
     }
 }
 
@@ -331,15 +412,29 @@ fn cut(mut text: String) -> String {
 }
 
 /// Numbers over 2^53 as text.
-mod decimal {
+pub(crate) mod decimal {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(number: &u64, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(number: &u64, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(number)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
         String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// The same for a list.
+mod decimals {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(numbers: &[u64], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(numbers.iter().map(u64::to_string))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u64>, D::Error> {
+        let numbers = Vec::<String>::deserialize(from)?;
+        numbers.iter().map(|number| number.parse().map_err(D::Error::custom)).collect()
     }
 }
 
@@ -364,8 +459,10 @@ mod tests {
                 name: "Counter".into(),
                 fingerprint: u64::MAX - 1,
                 layout: "struct".into(),
+                migrates_from: vec![u64::MAX - 2, 7],
             }],
-            state: StateSummary { commit: 3, live_bytes: 4, keys: 5 },
+            state: StateSummary { commit: 3, live_bytes: 4, keys: 5, durable: 2, disk_bytes: 1 << 20 },
+            recovery: Some(Recovery { torn: true, damaged: vec!["segment 3".into()] }),
         }
     }
 
@@ -374,6 +471,28 @@ mod tests {
         reader.push(frame);
         let Frame { header, payload } = reader.frame()?.expect("a whole frame was pushed");
         read_document(header.kind, payload)
+    }
+
+    #[test]
+    fn a_newer_type_reads_all_of_an_older_one_only_with_every_migration() {
+        let declared = |fingerprint, migrates_from: &[u64]| TypeDecl {
+            name: "Counter".into(),
+            fingerprint,
+            layout: String::new(),
+            migrates_from: migrates_from.to_vec(),
+        };
+        for (newer, older, all) in [
+            (declared(1, &[]), declared(1, &[]), true),
+            (declared(2, &[]), declared(1, &[]), false),
+            (declared(2, &[1]), declared(1, &[]), true),
+            (declared(1, &[2]), declared(2, &[]), true),
+            (declared(3, &[1, 2]), declared(2, &[1]), true),
+            // Some objects may be of the first layout still.
+            (declared(3, &[2]), declared(2, &[1]), false),
+            (declared(2, &[]), declared(2, &[1]), false),
+        ] {
+            assert_eq!(newer.reads_all_of(&older), all, "{newer:?} after {older:?}");
+        }
     }
 
     #[test]
@@ -415,6 +534,13 @@ mod tests {
                 threads: 5,
             },
             probe: true,
+            lineage: "0".repeat(32),
+            segments: 6,
+            spares: 7,
+            segment_min_bytes: 8,
+            segment_max_bytes: 9,
+            durable_at_least: 10,
+            files_bytes: 11,
         };
         let frame = assignment.frame().unwrap();
         assert_eq!(through_the_wire::<Assignment>(&frame, Sender::Agent), Ok(assignment.clone()));
@@ -455,14 +581,18 @@ mod tests {
     fn abi_numbers_map_in_order_and_no_further() {
         assert_eq!(FailKind::from_abi(0), Some(FailKind::Failed));
         assert_eq!(FailKind::from_abi(7), Some(FailKind::Internal));
-        assert_eq!(FailKind::from_abi(8), None);
+        assert_eq!(FailKind::from_abi(8), Some(FailKind::Conflict));
+        assert_eq!(FailKind::from_abi(9), Some(FailKind::StateCorrupt));
+        assert_eq!(FailKind::from_abi(10), None);
         assert_eq!(FailKind::from_abi(u32::MAX), None);
         assert_eq!(Concurrency::from_abi(1), Some(Concurrency::ReadOnly));
         assert_eq!(Concurrency::from_abi(3), None);
         assert_eq!(PayloadKind::from_abi(3), Some(PayloadKind::Stream));
         assert_eq!(PayloadKind::from_abi(4), None);
         for kind in denizen_abi::FailKind::ALL {
-            assert_eq!(format!("{:?}", FailKind::from_abi(kind.as_u32())), format!("{:?}", Some(kind)));
+            let here = FailKind::from_abi(kind.as_u32()).map(|kind| format!("{kind:?}"));
+            let name = format!("{kind:?}").replace("Corrupt", "StateCorrupt");
+            assert_eq!(here, Some(name));
         }
         for concurrency in denizen_abi::Concurrency::ALL {
             assert_eq!(

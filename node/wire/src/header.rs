@@ -31,11 +31,11 @@ pub enum Sender {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
-    /// Agent: what this sandbox is to be. Once, first; JSON [`Assignment`](crate::Assignment). Carries the two state descriptors
-    /// `[read-write, read-only]` in the same `sendmsg` as its first byte, unless it is a probe.
+    /// Agent: what this sandbox is to be. Once, first; JSON [`Assignment`](crate::Assignment). The segments that it announces follow it
+    /// directly.
     Assign = 1,
-    /// Agent: begin an invocation. `a` function index, `b` deadline in ms from now (0: none), `c` declared body length or
-    /// [`LENGTH_UNKNOWN`].
+    /// Agent: begin an invocation. `a` function index or a [`Builtin`](crate::Builtin), `b` deadline in ms from now (0: none), `c`
+    /// declared body length or [`LENGTH_UNKNOWN`], `code` the [`Durability`](crate::Durability) that the reply is to have.
     Invoke = 2,
     /// Agent: more input.
     Data = 3,
@@ -47,21 +47,37 @@ pub enum Kind {
     Credit = 6,
     /// Agent: the input broke off and will never be complete.
     AbortInput = 7,
+    /// Agent: a segment of the state. `c` its number, `a` what it is for ([`SegmentUse`]). Exactly two descriptors,
+    /// `[read-write, read-only]`, ride on its first byte: one `sendmsg` for each such frame.
+    Segment = 8,
+    /// Agent: the spare that was asked for cannot be had. `code` is a [`SpareRefusal`].
+    SpareRefused = 9,
+    /// Agent: say when a commit is durable. `c` commit, `code` the [`Durability`](crate::Durability); answered with `Durable` or `Fail`.
+    /// The id is of the same numbers as those of invocations.
+    Sync = 10,
     /// Runner: loaded and serving; JSON [`Declarations`](crate::Declarations).
     Ready = 32,
     /// Runner: cannot serve and is about to exit; JSON [`LoadFailure`](crate::LoadFailure).
     Refused = 33,
-    /// Runner: the function succeeded, or began to stream. `c` commit number, `b` durability (0 process, 1 node, 2 store).
-    /// In a streamed reply `c` of this frame is the commit when streaming began; the frame with the end flag has the final one.
+    /// Runner: the function succeeded, or began to stream. `c` commit number, `b` the [`Durability`](crate::Durability) that it has
+    /// reached. In a streamed reply both are as when streaming began; the frame with the end flag has the final ones.
     Reply = 34,
-    /// Runner: more reply. `c` on the end frame is the commit that the reply rests on.
+    /// Runner: more reply. `c` and `b` on the end frame are the commit that the reply rests on and how durable it is.
     ReplyData = 35,
     /// Runner: the invocation failed; ends it even after part of a reply. `c` last commit; JSON [`Failure`](crate::Failure).
     Fail = 36,
     /// Runner: one line of the function's log. `code` is the level (0 error, 1 warn, 2 info, 3 debug); id 0 where no call is known.
     LogLine = 37,
-    /// Runner: nothing runs any more and nothing will. `c` last commit.
+    /// Runner: nothing runs any more and nothing will. `c` last commit, `b` the [`Durability`](crate::Durability) that it has.
     Drained = 38,
+    /// Runner: a spare segment of at least `c` bytes is wanted. Answered with a `Segment` or a `SpareRefused`, in the order of asking.
+    WantSpare = 39,
+    /// Runner: segment `c` may be deleted, for ever; that is durable.
+    Retired = 40,
+    /// Runner: commit `c`, at least the one that was asked for, has the level that was asked for.
+    Durable = 41,
+    /// Runner: the state holds `c` live bytes; sent when that has changed notably, and before `Drained`.
+    StateNews = 42,
 }
 
 impl Kind {
@@ -75,6 +91,9 @@ impl Kind {
             5 => Kind::Drain,
             6 => Kind::Credit,
             7 => Kind::AbortInput,
+            8 => Kind::Segment,
+            9 => Kind::SpareRefused,
+            10 => Kind::Sync,
             32 => Kind::Ready,
             33 => Kind::Refused,
             34 => Kind::Reply,
@@ -82,6 +101,10 @@ impl Kind {
             36 => Kind::Fail,
             37 => Kind::LogLine,
             38 => Kind::Drained,
+            39 => Kind::WantSpare,
+            40 => Kind::Retired,
+            41 => Kind::Durable,
+            42 => Kind::StateNews,
             _ => return None,
         })
     }
@@ -91,7 +114,18 @@ impl Kind {
         match self {
             Kind::Assign | Kind::Ready | Kind::Refused | Kind::Fail => MAX_CONTROL_PAYLOAD,
             Kind::Invoke | Kind::Data | Kind::Reply | Kind::ReplyData | Kind::LogLine => MAX_FRAME_PAYLOAD,
-            Kind::Cancel | Kind::Drain | Kind::Credit | Kind::AbortInput | Kind::Drained => 0,
+            Kind::Cancel
+            | Kind::Drain
+            | Kind::Credit
+            | Kind::AbortInput
+            | Kind::Segment
+            | Kind::SpareRefused
+            | Kind::Sync
+            | Kind::Drained
+            | Kind::WantSpare
+            | Kind::Retired
+            | Kind::Durable
+            | Kind::StateNews => 0,
         }
     }
 
@@ -99,9 +133,15 @@ impl Kind {
     pub const fn may_come_from(self, sender: Sender) -> bool {
         match self {
             Kind::Credit => true,
-            Kind::Assign | Kind::Invoke | Kind::Data | Kind::Cancel | Kind::Drain | Kind::AbortInput => {
-                matches!(sender, Sender::Agent)
-            }
+            Kind::Assign
+            | Kind::Invoke
+            | Kind::Data
+            | Kind::Cancel
+            | Kind::Drain
+            | Kind::AbortInput
+            | Kind::Segment
+            | Kind::SpareRefused
+            | Kind::Sync => matches!(sender, Sender::Agent),
             _ => matches!(sender, Sender::Runner),
         }
     }
@@ -113,7 +153,16 @@ impl Kind {
     const fn id_is_plausible(self, id: u64) -> bool {
         match self {
             Kind::LogLine => true,
-            Kind::Assign | Kind::Drain | Kind::Ready | Kind::Refused | Kind::Drained => id == 0,
+            Kind::Assign
+            | Kind::Drain
+            | Kind::Segment
+            | Kind::SpareRefused
+            | Kind::Ready
+            | Kind::Refused
+            | Kind::Drained
+            | Kind::WantSpare
+            | Kind::Retired
+            | Kind::StateNews => id == 0,
             _ => id != 0,
         }
     }
@@ -133,6 +182,45 @@ impl CancelReason {
     /// Reads the `code` of a `Cancel` frame; what is unknown counts as a caller that went away.
     pub fn from_code(code: u16) -> CancelReason {
         if code == CancelReason::Deadline as u16 { CancelReason::Deadline } else { CancelReason::CallerGone }
+    }
+}
+
+/// What a segment is for: `a` of a `Segment` frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum SegmentUse {
+    /// It is part of the log that there was.
+    Log = 0,
+    /// It is blank, for the log to go on in.
+    Spare = 1,
+}
+
+impl SegmentUse {
+    /// From the number on the wire.
+    pub fn from_number(number: u32) -> Option<SegmentUse> {
+        [SegmentUse::Log, SegmentUse::Spare].into_iter().find(|one| *one as u32 == number)
+    }
+}
+
+/// Why there is no spare: `code` of a `SpareRefused` frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum SpareRefusal {
+    /// The node's disk is full.
+    DiskFull = 0,
+    /// The segments of the process would take more than it may have.
+    OverLimit = 1,
+    /// The node could not make one.
+    Failed = 2,
+}
+
+impl SpareRefusal {
+    /// Reads the `code` of a `SpareRefused` frame; what is unknown counts as a failure of the node.
+    pub fn from_code(code: u16) -> SpareRefusal {
+        [SpareRefusal::DiskFull, SpareRefusal::OverLimit]
+            .into_iter()
+            .find(|one| *one as u16 == code)
+            .unwrap_or(SpareRefusal::Failed)
     }
 }
 
@@ -276,7 +364,7 @@ fn u64_at(bytes: &[u8; HEADER_LEN], at: usize) -> u64 {
 mod tests {
     use super::*;
 
-    const ALL: [Kind; 14] = [
+    const ALL: [Kind; 21] = [
         Kind::Assign,
         Kind::Invoke,
         Kind::Data,
@@ -291,6 +379,13 @@ mod tests {
         Kind::Fail,
         Kind::LogLine,
         Kind::Drained,
+        Kind::Segment,
+        Kind::SpareRefused,
+        Kind::Sync,
+        Kind::WantSpare,
+        Kind::Retired,
+        Kind::Durable,
+        Kind::StateNews,
     ];
 
     fn some_id(kind: Kind) -> u64 {
@@ -384,7 +479,7 @@ mod tests {
                 seed ^= seed << 17;
                 chunk.copy_from_slice(&seed.to_le_bytes());
             }
-            bytes[4] %= 40;
+            bytes[4] %= 44;
             bytes[5] %= 3;
             bytes[2] = 0;
             bytes[3] = 0;
@@ -406,5 +501,15 @@ mod tests {
         assert_eq!(CancelReason::from_code(0), CancelReason::Deadline);
         assert_eq!(CancelReason::from_code(1), CancelReason::CallerGone);
         assert_eq!(CancelReason::from_code(9), CancelReason::CallerGone);
+    }
+
+    #[test]
+    fn uses_and_refusals_of_segments() {
+        assert_eq!(SegmentUse::from_number(0), Some(SegmentUse::Log));
+        assert_eq!(SegmentUse::from_number(1), Some(SegmentUse::Spare));
+        assert_eq!(SegmentUse::from_number(2), None);
+        assert_eq!(SpareRefusal::from_code(0), SpareRefusal::DiskFull);
+        assert_eq!(SpareRefusal::from_code(1), SpareRefusal::OverLimit);
+        assert_eq!(SpareRefusal::from_code(700), SpareRefusal::Failed);
     }
 }

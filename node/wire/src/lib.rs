@@ -19,19 +19,25 @@
 //! `Reply`, `ReplyData`; heads do not count) uses one up, and the receiver returns them with `Credit` as it passes bytes on.
 //! A sender without credit waits; a receiver may treat more than [`WINDOW`] unreturned bytes as a broken peer.
 
+pub mod archive;
+mod builtin;
 mod control;
 mod head;
 mod header;
 mod reader;
 
+pub use builtin::{
+    Builtin, Durability, Imported, ListAsk, ListedKey, Listing, ValueHead, decode_put, encode_put, from_hex,
+    to_hex,
+};
 pub use control::{
     Assignment, Concurrency, Declarations, FailKind, Failure, FunctionDecl, LoadFailure, LoadFailureKind,
-    PayloadKind, RunnerLimits, StateSummary, TypeDecl,
+    PayloadKind, Recovery, RunnerLimits, StateSummary, TypeDecl,
 };
 pub use head::{CallHead, MAX_CONTENT_TYPE, MAX_INVOCATION_ID, ReplyHead};
 pub use header::{
     CancelReason, FLAG_END, HEADER_LEN, Header, Kind, LENGTH_UNKNOWN, MAX_CONTROL_PAYLOAD, MAX_FRAME_PAYLOAD,
-    Sender, WINDOW,
+    SegmentUse, Sender, SpareRefusal, WINDOW,
 };
 pub use reader::{Frame, FrameReader};
 

@@ -3,42 +3,50 @@
 //! The runner is this test binary, started again: its standard input is the socket, and the test named `runner_process` serves.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::fs::File;
+pub(crate) mod state;
+
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use denizen_state::{Engine, Lineage};
 use denizen_wire::{
-    Assignment, CallHead, Declarations, Failure, FrameReader, Header, Kind, LoadFailure, MAX_FRAME_PAYLOAD,
-    ReplyHead, RunnerLimits, Sender, WINDOW,
+    Assignment, Builtin, CallHead, Declarations, Durability, Failure, FrameReader, Header, Kind, LoadFailure,
+    MAX_FRAME_PAYLOAD, ReplyHead, RunnerLimits, Sender, WINDOW,
 };
+pub(crate) use state::{Files, State};
 
 /// Set for the process that is to be a runner.
 pub(crate) const ROLE: &str = "DENIZEN_TEST_RUNNER";
 const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const BODY_LIMIT: u64 = 8 << 20;
 pub(crate) const REPLY_LIMIT: u64 = 8 << 20;
+/// Of the smallest segments.
+pub(crate) const SEGMENT_BYTES: u64 = 64 << 10;
 
 /// Builds the C plugin with more flags for the compiler.
 pub(crate) fn build_plugin(to: &Path, flags: &[&str]) {
+    compile("plugin.c", to, flags);
+}
+
+/// Builds a C file of this folder as a shared library.
+fn compile(source: &str, to: &Path, flags: &[&str]) {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let status = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-pthread"])
         .arg("-I")
         .arg(here.join("../../fn-abi/include"))
-        .arg(here.join("tests/plugin/plugin.c"))
+        .arg(here.join("tests/plugin").join(source))
         .arg("-o")
         .arg(to)
         .args(flags)
         .status()
         .unwrap();
-    assert!(status.success(), "the C plugin does not compile");
+    assert!(status.success(), "{source} does not compile");
 }
 
 /// The plugin that most tests use, built once.
@@ -52,30 +60,6 @@ pub(crate) fn plugin() -> PathBuf {
     dir.path().join("plugin.so")
 }
 
-/// A state file that outlives its runners.
-pub(crate) struct State {
-    dir: tempfile::TempDir,
-}
-
-impl State {
-    pub(crate) fn new() -> State {
-        let state = State { dir: tempfile::tempdir().unwrap() };
-        let file =
-            File::options().create(true).truncate(true).read(true).write(true).open(state.path()).unwrap();
-        Engine::format(&file, Lineage([5; 16])).unwrap();
-        state
-    }
-
-    pub(crate) fn path(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    fn descriptors(&self) -> (File, File) {
-        let writable = File::options().read(true).write(true).open(self.path()).unwrap();
-        (writable, File::open(self.path()).unwrap())
-    }
-}
-
 /// A frame of the runner's.
 #[derive(Debug)]
 pub(crate) struct Said {
@@ -86,7 +70,7 @@ pub(crate) struct Said {
 /// How a call ended.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    Reply { content_type: String, body: Vec<u8>, commit: u64 },
+    Reply { content_type: String, body: Vec<u8>, commit: u64, level: Durability },
     Failed { failure: Failure, part: Vec<u8>, commit: u64 },
 }
 
@@ -94,6 +78,13 @@ impl Ended {
     pub(crate) fn body(self) -> String {
         match self {
             Ended::Reply { body, .. } => String::from_utf8(body).unwrap(),
+            Ended::Failed { failure, .. } => panic!("{failure:?}"),
+        }
+    }
+
+    pub(crate) fn level(&self) -> Durability {
+        match self {
+            Ended::Reply { level, .. } => *level,
             Ended::Failed { failure, .. } => panic!("{failure:?}"),
         }
     }
@@ -112,6 +103,15 @@ impl Ended {
     }
 }
 
+/// What the agent does when a spare is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Giving {
+    Spares,
+    Refusals(u16),
+    /// Nothing, until [`Agent::give`].
+    Nothing,
+}
+
 pub(crate) struct Agent {
     pub(crate) socket: UnixStream,
     /// The runner, where it is a process of the test's own.
@@ -123,6 +123,17 @@ pub(crate) struct Agent {
     kept: Vec<Said>,
     /// Log lines, in their order.
     pub(crate) log: Vec<(u64, String)>,
+    files: Option<Arc<Files>>,
+    pub(crate) giving: Giving,
+    /// Bytes of the spares that were asked for and not given.
+    pub(crate) wanted: Vec<u64>,
+    pub(crate) retired: Vec<u64>,
+    /// What the runner said last of its live bytes.
+    pub(crate) live: Option<u64>,
+    /// How durable replies are to be.
+    pub(crate) level: Durability,
+    /// Lets the runner write to segments as long as this, where it is in a sandbox.
+    pub(crate) reach: Option<Box<dyn Fn(u64)>>,
 }
 
 impl Drop for Agent {
@@ -134,10 +145,16 @@ impl Drop for Agent {
 impl Agent {
     /// A runner that waits for its assignment.
     pub(crate) fn spawn() -> Agent {
+        Agent::spawn_with(&[])
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn spawn_with(environment: &[(&str, &Path)]) -> Agent {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "runner_process", "--nocapture", "--test-threads=1"])
             .env(ROLE, "1")
+            .envs(environment.iter().copied())
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .spawn()
@@ -159,6 +176,13 @@ impl Agent {
             next_id: 1,
             kept: Vec::new(),
             log: Vec::new(),
+            files: None,
+            giving: Giving::Spares,
+            wanted: Vec::new(),
+            retired: Vec::new(),
+            live: None,
+            level: Durability::Process,
+            reach: None,
         }
     }
 
@@ -175,7 +199,11 @@ impl Agent {
 
     /// A runner that serves the C plugin.
     pub(crate) fn serving(state: &State) -> Agent {
-        let mut agent = Agent::spawn();
+        Agent::spawn().serve(state)
+    }
+
+    pub(crate) fn serve(self, state: &State) -> Agent {
+        let mut agent = self;
         agent.assign(&assignment(&plugin()), Some(state));
         agent.ready();
         agent
@@ -189,19 +217,94 @@ impl Agent {
     }
 
     pub(crate) fn assign(&mut self, assignment: &Assignment, state: Option<&State>) {
-        let frame = assignment.frame().unwrap();
-        let files = state.map(State::descriptors);
-        let descriptors: Vec<_> = files.iter().flat_map(|(rw, ro)| [rw.as_fd(), ro.as_fd()]).collect();
+        let mut assignment = assignment.clone();
+        let present = state.map(|state| state.files.all()).unwrap_or_default();
+        assignment.segments = u32::try_from(present.len()).unwrap();
+        assignment.spares = u32::from(state.is_some());
+        self.send_with(&assignment.frame().unwrap(), &[]);
+        for (id, files) in present {
+            self.send_segment(0, id, files);
+        }
+        if let Some(state) = state {
+            self.files = Some(state.files.clone());
+            self.give_spare(assignment.segment_min_bytes);
+        }
+    }
+
+    fn send_with(&mut self, frame: &[u8], descriptors: &[std::os::fd::BorrowedFd<'_>]) {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut ancillary = rustix::net::SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
-            assert!(ancillary.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+            assert!(ancillary.push(rustix::net::SendAncillaryMessage::ScmRights(descriptors)));
         }
-        let pieces = [IoSlice::new(&frame)];
+        let pieces = [IoSlice::new(frame)];
         let sent =
             rustix::net::sendmsg(&self.socket, &pieces, &mut ancillary, rustix::net::SendFlags::empty())
                 .unwrap();
         assert_eq!(sent, frame.len());
+    }
+
+    fn send_segment(&mut self, what_for: u32, id: u64, (writable, read_only): state::Pair) {
+        let frame = Header { a: what_for, c: id, ..Header::new(Kind::Segment, 0) }.encode();
+        self.send_with(&frame, &[writable.as_fd(), read_only.as_fd()]);
+    }
+
+    fn give_spare(&mut self, bytes: u64) {
+        let (id, files) = self.files.as_ref().expect("a process with state").make(bytes);
+        if let Some(reach) = &self.reach {
+            reach(files.0.metadata().unwrap().len());
+        }
+        self.send_segment(1, id, files);
+    }
+
+    /// Answers what was not answered, in the order of asking.
+    pub(crate) fn give(&mut self, giving: Giving) {
+        for bytes in std::mem::take(&mut self.wanted) {
+            match giving {
+                Giving::Spares => self.give_spare(bytes),
+                Giving::Refusals(code) => {
+                    self.send(Header { code, ..Header::new(Kind::SpareRefused, 0) }, &[]);
+                }
+                Giving::Nothing => panic!("nothing is not an answer"),
+            }
+        }
+    }
+
+    /// Gives a spare that cannot be written to.
+    pub(crate) fn give_unwritable(&mut self) {
+        let bytes = self.wanted.remove(0);
+        let (id, (_, read_only)) = self.files.as_ref().unwrap().make(bytes);
+        let twice = read_only.try_clone().unwrap();
+        self.send_segment(1, id, (twice, read_only));
+    }
+
+    /// Whether the agent deals with this frame by itself.
+    fn is_business(&mut self, header: &Header) -> bool {
+        match header.kind {
+            Kind::WantSpare => {
+                self.wanted.push(header.c);
+                if self.giving != Giving::Nothing {
+                    self.give(self.giving);
+                }
+            }
+            Kind::Retired => {
+                self.files.as_ref().unwrap().delete(header.c);
+                self.retired.push(header.c);
+            }
+            Kind::StateNews => self.live = Some(header.c),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Waits until so many spares are wanted and not given.
+    pub(crate) fn wait_until_wanted(&mut self, count: usize) {
+        while self.wanted.len() < count {
+            let said = self.any_frame().expect("the runner closed the socket");
+            if !self.is_business(&said.header) {
+                self.kept.push(said);
+            }
+        }
     }
 
     /// What a runner says that cannot serve.
@@ -255,14 +358,35 @@ impl Agent {
         first: &[u8],
         end: bool,
     ) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
+        let id = self.new_id();
         let mut payload = Vec::new();
         CallHead { content_type: "text/x-test", invocation: &format!("call-{id}") }
             .encode(&mut payload)
             .unwrap();
         payload.extend_from_slice(first);
-        self.send(Header::invoke(id, index, deadline_ms, declared).with_end(end), &payload);
+        let header = Header::invoke(id, index, deadline_ms, declared).with_end(end);
+        self.send(Header { code: self.level.code(), ..header }, &payload);
+        id
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    /// Calls a function of the runner's own.
+    pub(crate) fn builtin(&mut self, builtin: Builtin, input: &[u8]) -> Ended {
+        let id = self.begin_index(builtin.index(), input.len() as u64, 0, b"", false);
+        if input.is_empty() {
+            self.send(Header::new(Kind::Data, id).with_end(true), &[]);
+        }
+        self.feed(id, input)
+    }
+
+    /// Asks when a commit is durable.
+    pub(crate) fn sync(&mut self, commit: u64, level: u16) -> u64 {
+        let id = self.new_id();
+        self.send(Header { c: commit, code: level, ..Header::new(Kind::Sync, id) }, &[]);
         id
     }
 
@@ -347,6 +471,7 @@ impl Agent {
                 content_type,
                 body: std::mem::take(&mut reply.body),
                 commit: said.header.c,
+                level: Durability::reached(said.header.b),
             });
         }
         let count = u32::try_from(reply.body.len() - before).unwrap();
@@ -373,6 +498,15 @@ impl Agent {
 
     /// `None` at the end of the stream.
     pub(crate) fn next_frame(&mut self) -> Option<Said> {
+        loop {
+            let said = self.any_frame()?;
+            if !self.is_business(&said.header) {
+                return Some(said);
+            }
+        }
+    }
+
+    fn any_frame(&mut self) -> Option<Said> {
         loop {
             if let Some(frame) = self.frames.frame().unwrap() {
                 return Some(Said { header: frame.header, payload: frame.payload.to_vec() });
@@ -409,6 +543,13 @@ pub(crate) fn assignment(plugin: &Path) -> Assignment {
             threads: 16,
         },
         probe: false,
+        lineage: "05".repeat(16),
+        segments: 0,
+        spares: 0,
+        segment_min_bytes: SEGMENT_BYTES,
+        segment_max_bytes: 1 << 20,
+        durable_at_least: 0,
+        files_bytes: 0,
     }
 }
 

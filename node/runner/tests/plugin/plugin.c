@@ -232,6 +232,9 @@ static int32_t write_read_only(void *data, dz_call *call) {
     if (host->state_put(call, text("k"), 0, text("v")) != DZ_E_READ_ONLY) return 1;
     if (host->state_delete(call, text("k")) != DZ_E_READ_ONLY) return 2;
     if (host->commit(call, &number) != DZ_E_READ_ONLY) return 3;
+    if (host->savepoint(call, &number) != DZ_E_READ_ONLY) return 4;
+    if (host->state_watch(call, text("k")) != DZ_E_READ_ONLY) return 5;
+    if (host->wait_commit(call, 0, DZ_DURABILITY_NODE) != 0) return 6;
     return reply_text(call, "refused");
 }
 
@@ -370,6 +373,279 @@ static int32_t info(void *data, dz_call *call) {
     return reply(call, out, (size_t)len);
 }
 
+static uint64_t count_in(dz_call *call) {
+    dz_value value;
+    uint64_t count = 0;
+    if (host->state_get(call, text("count"), &value) == 0) memcpy(&count, value.ptr, sizeof count);
+    return count;
+}
+
+static int32_t reply_number(dz_call *call, unsigned long long number) {
+    char out[32];
+    snprintf(out, sizeof out, "%llu", number);
+    return reply_text(call, out);
+}
+
+/* A door that functions wait at, one that opens it, and how often it was opened. */
+static volatile int door, opened;
+
+static void wait_at_door(void) {
+    for (int i = 0; i < 10000 && !door; i++) sleep_ms(1);
+}
+
+static int32_t open_door(void *data, dz_call *call) {
+    (void)data;
+    door = 1;
+    opened++;
+    return reply_text(call, "open");
+}
+
+static int32_t close_door(void *data, dz_call *call) {
+    (void)data;
+    door = 0;
+    return reply_text(call, "closed");
+}
+
+/* Adds one to what it saw before it waited; says how often it has run so far. */
+static int32_t add_later(void *data, dz_call *call) {
+    (void)data;
+    static int runs;
+    int run = __sync_add_and_fetch(&runs, 1);
+    uint64_t count = count_in(call);
+    wait_at_door();
+    count++;
+    int32_t status = host->state_put(call, text("count"), 7, bytes(&count, sizeof count));
+    return status == 0 ? reply_number(call, (unsigned long long)run) : status;
+}
+
+/* The same, and each run waits for an opening of its own. */
+static int32_t add_later_each_time(void *data, dz_call *call) {
+    (void)data;
+    static int runs;
+    int run = __sync_add_and_fetch(&runs, 1);
+    uint64_t count = count_in(call) + 1;
+    for (int i = 0; i < 10000 && opened < run; i++) sleep_ms(1);
+    int32_t status = host->state_put(call, text("count"), 7, bytes(&count, sizeof count));
+    return status == 0 ? reply_number(call, (unsigned long long)run) : status;
+}
+
+/* As `add_later`, and its reply has begun before. */
+static int32_t stream_add_later(void *data, dz_call *call) {
+    host->reply_write(call, text("begun "));
+    uint64_t count = count_in(call) + 1;
+    (void)data;
+    wait_at_door();
+    return host->state_put(call, text("count"), 7, bytes(&count, sizeof count));
+}
+
+/* Only looks at one key, says that its answer rests on it, and writes another. */
+static int32_t watch_later(void *data, dz_call *call) {
+    (void)data;
+    if (host->state_watch(call, text("count")) != 0) return 1;
+    wait_at_door();
+    int32_t status = host->state_put(call, text("seen"), 0, text("x"));
+    return status == 0 ? reply_text(call, "watched") : status;
+}
+
+/* Puts "key=value"; with "key*1000" a value of so many bytes, its key over and over. */
+static int32_t put(void *data, dz_call *call) {
+    (void)data;
+    dz_slice in;
+    if (host->input(call, &in) != 0) return 1;
+    size_t key = 0;
+    while (key < in.len && in.ptr[key] != '=' && in.ptr[key] != '*') key++;
+    if (key == in.len) return 2;
+    dz_slice name = bytes(in.ptr, key), value = bytes(in.ptr + key + 1, in.len - key - 1);
+    char *large = NULL;
+    if (in.ptr[key] == '*') {
+        char digits[32] = {0};
+        memcpy(digits, value.ptr, value.len < 31 ? value.len : 31);
+        value.len = (size_t)atol(digits);
+        large = malloc(value.len + 1);
+        for (size_t i = 0; i < value.len; i++) large[i] = (char)in.ptr[i % key];
+        value.ptr = (uint8_t *)large;
+    }
+    int32_t status = host->state_put(call, name, 0, value);
+    free(large);
+    return status == 0 ? reply_text(call, "put") : status;
+}
+
+static int32_t get(void *data, dz_call *call) {
+    (void)data;
+    dz_slice in;
+    dz_value value;
+    if (host->input(call, &in) != 0) return 1;
+    int32_t status = host->state_get(call, in, &value);
+    return status == 0 ? reply(call, value.ptr, value.len) : status;
+}
+
+static int32_t drop(void *data, dz_call *call) {
+    (void)data;
+    dz_slice in;
+    if (host->input(call, &in) != 0) return 1;
+    return host->state_delete(call, in);
+}
+
+static int holds(dz_call *call, const char *key, const char *wanted) {
+    dz_value value;
+    int32_t status = host->state_get(call, text(key), &value);
+    if (wanted == NULL) return status == DZ_E_NOT_FOUND;
+    return status == 0 && value.len == strlen(wanted) && memcmp(value.ptr, wanted, value.len) == 0;
+}
+
+static int32_t savepoints(void *data, dz_call *call) {
+    (void)data;
+    uint64_t outer, inner, other, seq;
+    if (host->savepoint(call, NULL) != DZ_E_INVALID) return 1;
+    host->state_put(call, text("p"), 0, text("before"));
+    if (host->savepoint(call, &outer) != 0) return 2;
+    host->state_put(call, text("p"), 0, text("outer"));
+    dz_value old;
+    if (host->state_get(call, text("p"), &old) != 0) return 3;
+    if (host->savepoint(call, &inner) != 0) return 4;
+    host->state_put(call, text("p"), 0, text("inner"));
+    host->state_put(call, text("q"), 0, text("inner"));
+    if (host->rollback(call, inner) != 0) return 5;
+    if (!holds(call, "p", "outer") || !holds(call, "q", NULL)) return 6;
+    if (host->rollback(call, inner) != DZ_E_INVALID || host->release(call, inner) != DZ_E_INVALID) return 7;
+    if (host->savepoint(call, &other) != 0) return 8;
+    host->state_put(call, text("r"), 0, text("kept"));
+    if (host->release(call, other) != 0 || !holds(call, "r", "kept")) return 9;
+    if (host->savepoint(call, &other) != 0) return 10;
+    if (host->rollback(call, outer) != 0) return 11;
+    if (host->release(call, other) != DZ_E_INVALID) return 12;
+    if (!holds(call, "p", "before") || !holds(call, "r", NULL)) return 13;
+    if (memcmp(old.ptr, "outer", 5) != 0) return 14;
+    if (host->savepoint(call, &outer) != 0) return 15;
+    host->state_put(call, text("s"), 0, text("kept"));
+    if (host->commit(call, &seq) != 0 || seq == 0) return 16;
+    if (host->savepoint(call, &other) != 0) return 17;
+    host->state_put(call, text("t"), 0, text("kept"));
+    if (host->rollback(call, outer) != DZ_E_INVALID || !holds(call, "t", "kept")) return 18;
+    return reply_text(call, "taken back");
+}
+
+static int32_t update(void *data, dz_call *call) {
+    (void)data;
+    uint8_t *copy, *again;
+    size_t len;
+    dz_value value, later;
+    if (host->state_update(call, text("u"), &copy, &len) != DZ_E_NOT_FOUND) return 1;
+    if (host->state_put(call, text("u"), 9, text("abc")) != 0 || host->commit(call, NULL) != 0) return 2;
+    if (host->state_get(call, text("u"), &value) != 0) return 3;
+    if (host->state_update(call, text("u"), &copy, &len) != 0 || len != 3) return 4;
+    if ((uintptr_t)copy % 16 != 0) return 5;
+    copy[0] = 'X';
+    if (memcmp(value.ptr, "abc", 3) != 0) return 6;
+    if (host->state_get(call, text("u"), &later) != 0 || memcmp(later.ptr, "Xbc", 3) != 0) return 7;
+    if (later.fingerprint != 9 || later.version != 0) return 8;
+    if (host->state_update(call, text("u"), &again, &len) != 0) return 9;
+    again[1] = 'Y';
+    if (memcmp(later.ptr, "Xbc", 3) != 0) return 10;
+    if (host->state_update(call, text(""), &copy, &len) != DZ_E_INVALID) return 11;
+    if (host->state_update(call, text("u"), NULL, &len) != DZ_E_INVALID) return 12;
+    return reply_text(call, "updated");
+}
+
+struct seen {
+    int count;
+    char last[64];
+};
+
+static int32_t key_seen(void *ctx, const dz_slice *key, const dz_key_info *info) {
+    struct seen *seen = ctx;
+    if (info->size != sizeof *info || info->len != 6) return 1;
+    memcpy(seen->last, key->ptr, key->len);
+    seen->last[key->len] = 0;
+    return ++seen->count == 150;
+}
+
+static int32_t ranges(void *data, dz_call *call) {
+    (void)data;
+    dz_slice part;
+    dz_key_info info = {.size = sizeof info};
+    uint64_t seq;
+    if (host->state_info(call, text("r000"), &info) != DZ_E_NOT_FOUND) return 1;
+    for (int i = 0; i < 200; i++) {
+        char key[32];
+        snprintf(key, sizeof key, "r%03d", i);
+        if (host->state_put(call, text(key), 3, text("middle")) != 0) return 2;
+    }
+    if (host->state_info(call, text("r007"), &info) != 0 || info.len != 6 || info.version != 0) return 3;
+    if (host->commit(call, &seq) != 0) return 4;
+    if (host->state_info(call, text("r007"), &info) != 0 || info.fingerprint != 3) return 5;
+    if (info.version != seq || info.time_ms == 0) return 6;
+    struct {
+        dz_key_info known;
+    } old = {{.size = 16, .version = 77}};
+    if (host->state_info(call, text("r007"), &old.known) != 0 || old.known.size != 16) return 7;
+    if (old.known.len != 6 || old.known.version != 77) return 8;
+    if (host->state_get_range(call, text("r007"), 3, 2, &part) != 0 || part.len != 2) return 9;
+    if (memcmp(part.ptr, "dl", 2) != 0) return 10;
+    if (host->state_get_range(call, text("r007"), 4, UINT64_MAX, &part) != 0 || part.len != 2) return 11;
+    if (host->state_get_range(call, text("r007"), UINT64_MAX, 1, &part) != 0 || part.len != 0) return 12;
+    if (host->state_get_range(call, text("none"), 0, 1, &part) != DZ_E_NOT_FOUND) return 13;
+    struct seen seen = {0};
+    if (host->state_keys(call, text("r"), text(""), key_seen, &seen) != 0 || seen.count != 150) return 14;
+    seen.count = 0;
+    if (host->state_keys(call, text("r"), text("r149"), key_seen, &seen) != 0 || seen.count != 50) return 15;
+    if (strcmp(seen.last, "r199") != 0) return 16;
+    return reply_text(call, "ranged");
+}
+
+static int32_t limits(void *data, dz_call *call) {
+    (void)data;
+    static uint8_t key[65536], value[4 << 20];
+    dz_value got;
+    dz_key_info info = {.size = sizeof info};
+    memset(key, 'k', sizeof key);
+    size_t lengths[] = {0, 1025, 65536};
+    for (int i = 0; i < 3; i++) {
+        int32_t wanted = lengths[i] == 0 ? DZ_E_INVALID : DZ_E_TOO_LARGE;
+        dz_slice wrong = bytes(key, lengths[i]);
+        if (host->state_put(call, wrong, 0, text("v")) != wanted) return 1;
+        if (host->state_get(call, wrong, &got) != wanted) return 2;
+        if (host->state_delete(call, wrong) != wanted) return 3;
+        if (host->state_info(call, wrong, &info) != wanted) return 4;
+        if (host->state_watch(call, wrong) != wanted) return 5;
+    }
+    if (host->state_put(call, bytes(key, 1024), 0, text("")) != 0) return 6;
+    if (host->state_get(call, bytes(key, 1024), &got) != 0 || got.len != 0) return 7;
+    if (host->state_put(call, text("v"), 0, bytes(value, sizeof value)) != DZ_E_QUOTA) return 8;
+    if (host->state_put(call, text("v"), 0, bytes(value, (size_t)40 << 30)) != DZ_E_TOO_LARGE) return 9;
+    uint64_t seq;
+    if (host->commit_at(call, DZ_DURABILITY_STORE, &seq) != DZ_E_INVALID) return 10;
+    if (host->wait_commit(call, 1, 77) != DZ_E_INVALID) return 11;
+    if (host->sync_files(call) != DZ_E_INVALID) return 12;
+    return reply_text(call, "limited");
+}
+
+/* Commits at a level in the middle, and fails. */
+static int32_t commit_at(void *data, dz_call *call) {
+    (void)data;
+    uint64_t seq = 0;
+    if (host->state_put(call, text("at"), 0, text("x")) != 0) return 1;
+    if (host->commit_at(call, (uint32_t)number_of(call), &seq) != 0 || seq == 0) return 2;
+    if (host->wait_commit(call, seq, DZ_DURABILITY_NODE) != 0) return 3;
+    return reply_number(call, (unsigned long long)seq);
+}
+
+/* A stream whose commit comes after its bytes. */
+static int32_t stream_add(void *data, dz_call *call) {
+    (void)data;
+    uint64_t count = count_in(call) + 1;
+    if (host->reply_write(call, text("streamed")) != 0) return 1;
+    return host->state_put(call, text("count"), 7, bytes(&count, sizeof count));
+}
+
+/* Returns well when its deadline is over. */
+static int32_t too_late(void *data, dz_call *call) {
+    (void)data;
+    if (host->state_put(call, text("late"), 0, text("x")) != 0) return 1;
+    while (!host->cancelled(call)) sleep_ms(1);
+    return reply_text(call, "done all the same");
+}
+
 static int32_t die(void *data, dz_call *call) {
     (void)data;
     host->state_put(call, text("lost"), 0, text("x"));
@@ -422,6 +698,26 @@ int32_t denizen_plugin_init(const dz_host *table, const dz_init *init) {
         {"scan", DZ_EXCLUSIVE, DZ_BYTES, scan},
         {"info", DZ_EXCLUSIVE, DZ_BYTES, info},
         {"die", DZ_EXCLUSIVE, DZ_BYTES, die},
+        {"open_door", DZ_READ_ONLY, DZ_BYTES, open_door},
+        {"close_door", DZ_READ_ONLY, DZ_BYTES, close_door},
+        {"add_later", DZ_EXCLUSIVE, DZ_BYTES, add_later},
+        {"add_later_beside", DZ_CONCURRENT, DZ_BYTES, add_later},
+        {"add_later_each_time", DZ_EXCLUSIVE, DZ_BYTES, add_later_each_time},
+        {"stream_add_later", DZ_EXCLUSIVE, DZ_BYTES, stream_add_later},
+        {"watch_later", DZ_CONCURRENT, DZ_BYTES, watch_later},
+        {"add_beside", DZ_CONCURRENT, DZ_BYTES, add},
+        {"put", DZ_EXCLUSIVE, DZ_BYTES, put},
+        {"put_beside", DZ_CONCURRENT, DZ_BYTES, put},
+        {"get", DZ_READ_ONLY, DZ_BYTES, get},
+        {"drop", DZ_EXCLUSIVE, DZ_BYTES, drop},
+        {"savepoints", DZ_EXCLUSIVE, DZ_BYTES, savepoints},
+        {"update", DZ_EXCLUSIVE, DZ_BYTES, update},
+        {"ranges", DZ_EXCLUSIVE, DZ_BYTES, ranges},
+        {"limits", DZ_EXCLUSIVE, DZ_BYTES, limits},
+        {"half_beside", DZ_CONCURRENT, DZ_BYTES, half},
+        {"commit_at", DZ_EXCLUSIVE, DZ_BYTES, commit_at},
+        {"stream_add", DZ_EXCLUSIVE, DZ_BYTES, stream_add},
+        {"too_late", DZ_EXCLUSIVE, DZ_BYTES, too_late},
     };
     for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
         if (declare(init, functions[i].name, functions[i].concurrency, functions[i].input, functions[i].entry) != 0)
@@ -430,6 +726,15 @@ int32_t denizen_plugin_init(const dz_host *table, const dz_init *init) {
     if (declare(init, "echo", 0, 0, echo) != DZ_E_INVALID) return 2;
     if (declare(init, "no/slash", 0, 0, echo) != DZ_E_INVALID) return 3;
     if (declare(init, "bad", 9, 0, echo) != DZ_E_INVALID) return 4;
-    dz_type type = {.size = sizeof type, .fingerprint = 7, .name = text("Count"), .layout = text("u64")};
-    return host->declare_type(init->registry, &type);
+    static const uint64_t older[] = {5, 6};
+    dz_type type = {.size = sizeof type, .fingerprint = 7, .name = text("Count"), .layout = text("u64"),
+                    .migrates_from = older, .migrates_from_len = 2};
+    if (host->declare_type(init->registry, &type) != 0) return 4;
+    /* As a plugin of the first header declares one. */
+    dz_type first = {.size = offsetof(dz_type, migrates_from), .fingerprint = 8, .name = text("First"),
+                     .layout = text("u8"), .migrates_from = (const uint64_t *)1, .migrates_from_len = 9};
+    if (host->declare_type(init->registry, &first) != 0) return 5;
+    first.size = sizeof first;
+    first.name = text("Wrong");
+    return host->declare_type(init->registry, &first) == DZ_E_INVALID ? 0 : 6;
 }

@@ -20,13 +20,16 @@ use libc::sock_filter;
 use crate::FileAccess;
 
 /// The compiled filters, one for each that there is.
-static PROGRAMS: OnceLock<[(Filter, Vec<sock_filter>); 3]> = OnceLock::new();
+static PROGRAMS: OnceLock<[(Filter, Vec<sock_filter>); FILTERS.len()]> = OnceLock::new();
 
-/// Every filter that there is. Loading is the same whatever is granted.
-const FILTERS: [Filter; 3] = [
+/// Every filter that there is. While loading, what is granted makes a difference only where something can be written:
+/// filter 2 cannot give back what filter 1 took.
+const FILTERS: [Filter; 5] = [
     Filter { stage: Stage::Loading, files: FileAccess::None },
+    Filter { stage: Stage::Loading, files: FileAccess::State },
     Filter { stage: Stage::Sealed, files: FileAccess::None },
     Filter { stage: Stage::Sealed, files: FileAccess::Image },
+    Filter { stage: Stage::Sealed, files: FileAccess::State },
 ];
 
 /// Compiles the filters, so that forks find them ready.
@@ -38,8 +41,11 @@ pub(crate) fn prepare() -> &'static [(Filter, Vec<sock_filter>)] {
 
 /// Puts a filter on every thread. It is never taken off.
 pub(crate) fn install(filter: Filter) -> io::Result<()> {
-    let stage_only = |files| if filter.stage == Stage::Loading { FileAccess::None } else { files };
-    let wanted = Filter { files: stage_only(filter.files), ..filter };
+    let files = match (filter.stage, filter.files) {
+        (Stage::Loading, FileAccess::Image) => FileAccess::None,
+        (_, files) => files,
+    };
+    let wanted = Filter { files, ..filter };
     let found = prepare().iter().find(|(one, _)| *one == wanted);
     let (_, program) = found.ok_or(io::ErrorKind::NotFound)?;
     crate::sys::seccomp_install(program)

@@ -27,6 +27,7 @@ use crate::cgroup::Parents;
 use crate::life::{Life, Obituary, Sandbox};
 use crate::report::{IsolationReport, report};
 use crate::{ExitCause, LastWords, SandboxError, Waiting, sys};
+pub(crate) use child::CONTROL_FD;
 use launch::Launched;
 use message::{Ended, Fault, Reply, Request, VERDICT_BYTES};
 use record::{Identity, Note};
@@ -230,8 +231,7 @@ fn start_watched() -> Result<Started, SandboxError> {
             Ok(launched) => launched,
             Err(error) => return drop(tell.send(Err(error))),
         };
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let parents = Parents::establish(NUMBER.fetch_add(1, Ordering::Relaxed));
+        let parents = Parents::establish();
         let awaited = Mutex::default();
         let roster = Arc::new(Roster { alive: AtomicBool::new(true), awaited, parents, pidfd });
         let _ = tell.send(Ok(Started { pid, requests, roster: Arc::clone(&roster) }));
@@ -379,6 +379,15 @@ fn open_way(image_store: &Path) -> Result<PathBuf, SandboxError> {
 /// A lock whose holder panicked still guards what it guards: nothing here is left half done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Kills the spawner that is noted in `lock_dir`, and with it every sandbox, if it is still there; when this returns they are gone. For
+/// whoever owns the node's directory and starts no spawner: dying agents take theirs along, but not before they are dead themselves.
+///
+/// # Errors
+/// [`SandboxError::PredecessorStays`].
+pub fn end_predecessor(lock_dir: &Path) -> Result<(), SandboxError> {
+    record::kill_predecessor(lock_dir)
 }
 
 /// Returns at once in an ordinary process. In the spawner process (and in every sandbox, where it calls `runner`) it

@@ -48,6 +48,9 @@ const PATHS: &[&CStr] = &[
     c"/template",
 ];
 
+/// The one thing of sockets that a sandbox may do.
+const RECEIVE: &str = "recvmsg on control";
+
 /// In the sandbox: tries everything and reports a line for each attempt.
 pub(crate) fn try_everything(report: &Report) {
     catch_sigsys();
@@ -154,7 +157,6 @@ impl Tenant<'_> {
             ("sendto", libc::SYS_sendto),
             ("recvfrom", libc::SYS_recvfrom),
             ("sendmsg", libc::SYS_sendmsg),
-            ("recvmsg", libc::SYS_recvmsg),
             ("sendmmsg", libc::SYS_sendmmsg),
             ("recvmmsg", libc::SYS_recvmmsg),
             ("shutdown", libc::SYS_shutdown),
@@ -164,6 +166,15 @@ impl Tenant<'_> {
         ] {
             self.attempt(format!("{name} on control"), nr, [3, pointer, 0, 0, 0, 0]);
         }
+        // It is meant to be able to receive there, and nothing is there to be received.
+        let receive = |name: &str, fd: usize, flags: c_int| {
+            self.attempt(name, libc::SYS_recvmsg, [fd, pointer, flags as usize, 0, 0, 0]);
+        };
+        receive(RECEIVE, 3, libc::MSG_DONTWAIT);
+        receive("recvmsg on standard output", 1, libc::MSG_DONTWAIT);
+        receive("recvmsg on no descriptor", 9, libc::MSG_DONTWAIT);
+        receive("peek on control", 3, libc::MSG_DONTWAIT | libc::MSG_PEEK);
+        receive("recvmsg of urgent bytes on control", 3, libc::MSG_DONTWAIT | libc::MSG_OOB);
     }
 
     fn rings(&self) {
@@ -449,8 +460,12 @@ pub(crate) fn open_files(report: &Report) {
 
 pub(crate) fn what_a_sandbox_sees() {
     let node = Node::start();
-    for order in [Order::loading("evidence"), Order::sealed("evidence")] {
+    let orders = [FileAccess::None, FileAccess::Image, FileAccess::State].into_iter().flat_map(|files| {
+        [Order::loading("evidence"), Order::sealed("evidence")].map(|order| order.with_files(files))
+    });
+    for order in orders {
         let place = if order.sealed { "a function" } else { "a constructor" };
+        let place = format!("{place} with files {:?}", order.admission.files);
         let mut talk = node.order(&order);
         let (lines, _) = talk.rest();
         assert_eq!(
@@ -469,12 +484,17 @@ pub(crate) fn what_a_sandbox_sees() {
             "ptrace me",
             "execve",
             "kill 0",
-            "recvmsg on control",
+            "sendmsg on control",
+            "recvmsg on standard output",
+            "recvmsg on no descriptor",
+            "peek on control",
+            "recvmsg of urgent bytes on control",
             "mount tmpfs",
         ] {
             assert!(table.contains(&(what, "trapped")), "{what} from {place} was not trapped");
         }
-        print_summary(place, &table);
+        assert!(table.contains(&(RECEIVE, "refused 11")), "{RECEIVE} from {place} was not answered");
+        print_summary(&place, &table);
     }
 }
 
@@ -490,7 +510,10 @@ fn print_summary(place: &str, table: &[(&str, &str)]) {
 
 pub(crate) fn a_sandbox_holds_exactly_its_descriptors() {
     let node = Node::start();
-    for order in [Order::loading("descriptors"), Order::sealed("descriptors")] {
+    let orders = [FileAccess::None, FileAccess::State].into_iter().flat_map(|files| {
+        [Order::loading("descriptors"), Order::sealed("descriptors")].map(|order| order.with_files(files))
+    });
+    for order in orders {
         let mut talk = node.order(&order);
         let mut lines = Vec::new();
         while lines.last().map(String::as_str) != Some("done") {
@@ -510,14 +533,14 @@ pub(crate) fn a_sandbox_holds_exactly_its_descriptors() {
                 "done"
             ]
         );
-        look_from_outside(talk.life.pid(), order.sealed);
+        look_from_outside(talk.life.pid(), &order);
         talk.life.kill();
         talk.life.wait_exit(SOON).expect("dead");
     }
 }
 
 /// What the host's kernel says about it, which the sandbox cannot fake.
-fn look_from_outside(pid: u32, sealed: bool) {
+fn look_from_outside(pid: u32, order: &Order) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let field = |name: &str| {
         let line = status
@@ -531,7 +554,7 @@ fn look_from_outside(pid: u32, sealed: bool) {
     }
     assert_eq!(field("NoNewPrivs"), "1");
     assert_eq!(field("Seccomp"), "2");
-    assert_eq!(field("Seccomp_filters"), if sealed { "2" } else { "1" });
+    assert_eq!(field("Seccomp_filters"), if order.sealed { "2" } else { "1" });
     assert_eq!(field("NSpid").split_whitespace().next_back(), Some("1"));
     if !is_root() {
         return skip("look_from_outside/mounts", "only root may look into another user namespace");
@@ -542,8 +565,14 @@ fn look_from_outside(pid: u32, sealed: bool) {
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     let mounts: Vec<Vec<&str>> = mounts.lines().map(|line| line.split(' ').collect()).collect();
     let points: Vec<_> = mounts.iter().map(|fields| fields[4]).collect();
-    assert_eq!(points, ["/", "/image"]);
-    assert!(mounts.iter().all(|fields| fields[5].contains("ro,nosuid,nodev")), "{mounts:?}");
+    let (fixed, own) = mounts.split_at(2);
+    assert_eq!(points[..2], ["/", "/image"]);
+    assert!(fixed.iter().all(|fields| fields[5].contains("ro,nosuid,nodev")), "{mounts:?}");
+    let own: Vec<_> = own.iter().map(|fields| (fields[4], fields[5])).collect();
+    match order.admission.files {
+        FileAccess::State => assert_eq!(own, [("/state", "rw,nosuid,nodev,noexec,relatime,nosymfollow")]),
+        _ => assert!(own.is_empty(), "{own:?}"),
+    }
     for namespace in ["user", "pid_for_children", "mnt", "ipc", "uts", "cgroup", "net"] {
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap();
         assert_ne!(of(&pid.to_string()), of("self"), "the {namespace} namespace is the agent's");
@@ -559,12 +588,12 @@ pub(crate) fn files_are_opened_only_as_granted() {
         lines
     };
     let closed = ["error 13", "error 13", "error 13", "error 13", "error 13", "done"];
-    let open = ["hello from the image", "error 2", "[image store]", "[]", "[hello.txt]", "done"];
+    let open = ["hello from the image", "error 2", "[image state store]", "[]", "[hello.txt]", "done"];
     assert_eq!(seen(Order::sealed("files")), closed);
     assert_eq!(seen(Order::loading("files")), open);
-    let mut granted = Order::sealed("files");
-    granted.admission.files = FileAccess::Image;
-    assert_eq!(seen(granted), open);
+    for files in [FileAccess::Image, FileAccess::State] {
+        assert_eq!(seen(Order::sealed("files").with_files(files)), open);
+    }
 }
 
 /// A constructor may start threads. What they do later, they do behind filter 2 like the rest.
@@ -572,6 +601,203 @@ pub(crate) fn a_thread_from_before_the_seal_is_sealed_too() {
     let node = Node::start();
     let (lines, _) = node.order(&Order::sealed("early-thread")).rest();
     assert_eq!(lines, ["before: hello from the image", "behind: error 13"]);
+}
+
+/// In the sandbox: what can be done with files in `/state`, as Rust code would do it.
+pub(crate) fn use_state(report: &Report) {
+    let step = |what: &str, done: std::io::Result<()>| match done {
+        Ok(()) => report.line(format!("{what}: done")),
+        Err(error) => report.line(format!("{what}: error {}", error.raw_os_error().unwrap_or(0))),
+    };
+    step("create", fs::write("/state/one", "one"));
+    step("make directories", fs::create_dir_all("/state/a/b"));
+    step("rename", fs::rename("/state/one", "/state/a/b/two"));
+    let append = |path: &str| fs::File::options().append(true).open(path);
+    step(
+        "append",
+        append("/state/a/b/two").and_then(|mut file| std::io::Write::write_all(&mut file, b" more")),
+    );
+    step("copy", fs::copy("/state/a/b/two", "/state/copy").map(drop));
+    report.line(format!("the copy says {}", read("/state/copy")));
+    let open = || fs::File::options().read(true).write(true).open("/state/copy");
+    step("shorten", open().and_then(|file| file.set_len(3)));
+    step("sync", open().and_then(|file| file.sync_all()));
+    step("lock a whole file", open().and_then(|file| file.lock()));
+    let range = || {
+        let file = open()?;
+        // SAFETY: all zeros is a lock of the whole range, and the kernel reads one live `flock` on an open descriptor.
+        let done = unsafe {
+            let mut lock: libc::flock = std::mem::zeroed();
+            lock.l_type = i16::try_from(libc::F_WRLCK).unwrap();
+            libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&file), libc::F_OFD_SETLK, &raw mut lock)
+        };
+        if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    step("lock a range", range());
+    step("set a time", open().and_then(|file| file.set_modified(std::time::UNIX_EPOCH)));
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o4600);
+    step("set permissions", fs::set_permissions("/state/copy", mode));
+    let listed = fs::read_dir("/state").map(|entries| entries.count());
+    report.line(format!("entries {}", listed.unwrap_or(0)));
+    step("remove", fs::remove_file("/state/copy"));
+    step("remove directories", fs::remove_dir_all("/state/a"));
+    step("hard link", fs::write("/state/x", "").and_then(|()| fs::hard_link("/state/x", "/state/y")));
+    step("symbolic link", std::os::unix::fs::symlink("/image/hello.txt", "/state/link"));
+    step("create elsewhere", fs::write("/new", ""));
+    step("create in the image", fs::write("/image/new", ""));
+    let mapped = |file: fs::File| {
+        // SAFETY: a fresh mapping that nothing uses.
+        let at = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                4096,
+                libc::PROT_READ | libc::PROT_EXEC,
+                libc::MAP_PRIVATE,
+                {
+                    use std::os::fd::AsRawFd;
+                    file.as_raw_fd()
+                },
+                0,
+            )
+        };
+        if at == libc::MAP_FAILED { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    step("run", fs::File::open("/state/x").and_then(mapped));
+    step("fill", fs::write("/state/large", vec![1; 2 << 20]));
+    step("remove the large one", fs::remove_file("/state/large"));
+    let many =
+        (0..100_000).map(|number| fs::write(format!("/state/{number}"), "")).position(|made| made.is_err());
+    report.line(format!("files: {many:?}"));
+    report.line("done");
+}
+
+pub(crate) fn files_of_its_own_are_ordinary_files_in_bounds() {
+    let node = Node::start();
+    for order in [Order::loading("state"), Order::sealed("state")] {
+        let mut order = order.with_files(FileAccess::State);
+        order.admission.files_bytes = 1 << 20;
+        let (lines, _) = node.order(&order).rest();
+        let files = format!("files: Some({})", denizen_sandbox::MOST_STATE_FILES - 1);
+        assert_eq!(
+            lines,
+            [
+                "create: done",
+                "make directories: done",
+                "rename: done",
+                "append: done",
+                "copy: done",
+                "the copy says one more",
+                "shorten: done",
+                "sync: done",
+                "lock a whole file: error 1",
+                "lock a range: done",
+                "set a time: done",
+                "set permissions: done",
+                "entries 2",
+                "remove: done",
+                "remove directories: done",
+                "hard link: error 13",
+                "symbolic link: error 13",
+                "create elsewhere: error 30",
+                "create in the image: error 30",
+                "run: error 1",
+                "fill: error 28",
+                "remove the large one: done",
+                files.as_str(),
+                "done",
+            ]
+        );
+    }
+    // Without the grant there is an empty directory that nothing can be made in.
+    let (lines, _) = node.order(&Order::sealed("state").with_files(FileAccess::Image)).rest();
+    assert!(lines[..4].iter().all(|line| line.ends_with(": error 13")), "{lines:?}");
+    assert!(lines.contains(&"files: Some(0)".to_owned()), "{lines:?}");
+}
+
+/// In the sandbox: receives segments and does with each what the log does.
+pub(crate) fn use_segments(report: &Report) {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::FileExt;
+
+    let mut held = Vec::new();
+    report.line("ready");
+    for number in 0..SEGMENTS {
+        let [writable, read_only] = receive_two();
+        let map = |file: &fs::File, protection: c_int| {
+            // SAFETY: a fresh mapping of a whole page.
+            unsafe { libc::mmap(ptr::null_mut(), 4096, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) }
+        };
+        let (shown, tail) =
+            (map(&read_only, libc::PROT_READ), map(&writable, libc::PROT_READ | libc::PROT_WRITE));
+        assert!(shown != libc::MAP_FAILED && tail != libc::MAP_FAILED, "segment {number} is not mapped");
+        // SAFETY: advice about the pages that were just mapped.
+        let advised = unsafe { libc::madvise(tail, 4096, libc::MADV_POPULATE_WRITE) };
+        writable.write_all_at(&[number as u8 + 1], 100).expect("written");
+        writable.sync_data().expect("synced");
+        // SAFETY: both maps have a page, and nobody else writes to it.
+        let seen = unsafe {
+            tail.cast::<u8>().add(101).write_volatile(7);
+            [shown.cast::<u8>().add(100).read_volatile(), shown.cast::<u8>().add(101).read_volatile()]
+        };
+        assert_eq!((advised, seen), (0, [number as u8 + 1, 7]), "segment {number}");
+        assert_eq!(map(&read_only, libc::PROT_READ | libc::PROT_WRITE), libc::MAP_FAILED);
+        let longer = writable.write_all_at(&[1], 1 << 20).err().and_then(|error| error.raw_os_error());
+        assert_eq!(longer, Some(libc::EFBIG), "segment {number} was made longer");
+        held.push([writable, read_only]);
+    }
+    report.line(format!(
+        "{} segments, of {} bytes",
+        held.len(),
+        held[0][1].metadata().expect("a length").len()
+    ));
+}
+
+/// Two descriptors from the agent.
+fn receive_two() -> [fs::File; 2] {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    // SAFETY: descriptor 3 is the connection to the agent, as long as the sandbox lives.
+    let control = unsafe { std::os::fd::BorrowedFd::borrow_raw(3) };
+    let parts = &mut [std::io::IoSliceMut::new(&mut byte)];
+    recvmsg(control, parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("received");
+    let rights = ancillary.drain().find_map(|item| match item {
+        RecvAncillaryMessage::ScmRights(rights) => Some(rights.map(fs::File::from).collect::<Vec<_>>()),
+        _ => None,
+    });
+    rights.expect("descriptors").try_into().expect("two descriptors")
+}
+
+/// More than a sandbox had room for when its state was one file.
+const SEGMENTS: u32 = 64;
+
+pub(crate) fn segments_come_while_functions_run() {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::os::fd::AsFd;
+
+    let node = Node::start();
+    let path = node.dir.0.join("segment");
+    fs::write(&path, [0; 4096]).unwrap();
+    for files in [FileAccess::None, FileAccess::State] {
+        let mut order = Order::sealed("segments").with_files(files);
+        (order.admission.segments, order.admission.file_bytes) = (SEGMENTS, 64 << 10);
+        order.admission.files_bytes = 64 << 10;
+        let mut talk = node.order(&order);
+        assert_eq!(talk.line(), "ready");
+        for _ in 0..SEGMENTS {
+            let writable = fs::File::options().read(true).write(true).open(&path).unwrap();
+            let read_only = fs::File::open(&path).unwrap();
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let both = [writable.as_fd(), read_only.as_fd()];
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(&both)));
+            let byte = [std::io::IoSlice::new(b"s")];
+            sendmsg(talk.control.get_ref(), &byte, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        }
+        let (lines, cause) = talk.rest();
+        assert_eq!(lines, [format!("{SEGMENTS} segments, of 4096 bytes")], "{cause:?} {}", talk.printed());
+    }
 }
 
 pub(crate) fn two_sandboxes_are_two_users() {

@@ -56,6 +56,8 @@ tests! {
     evidence::what_a_sandbox_sees,
     evidence::a_sandbox_holds_exactly_its_descriptors,
     evidence::files_are_opened_only_as_granted,
+    evidence::files_of_its_own_are_ordinary_files_in_bounds,
+    evidence::segments_come_while_functions_run,
     evidence::a_thread_from_before_the_seal_is_sealed_too,
     evidence::two_sandboxes_are_two_users,
 }

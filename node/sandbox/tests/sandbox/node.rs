@@ -33,9 +33,22 @@ pub(crate) struct Order {
 impl Order {
     pub(crate) fn sealed(act: &str) -> Order {
         let limits = Limits { memory_bytes: 64 << 20, threads: 8, cpu_percent: None };
-        let admission =
-            Admission { image: IMAGE.into(), limits, files: FileAccess::None, mapped_bytes: 1 << 30 };
+        let admission = Admission {
+            image: IMAGE.into(),
+            limits,
+            files: FileAccess::None,
+            files_bytes: 8 << 20,
+            mapped_bytes: 1 << 30,
+            file_bytes: 1 << 30,
+            first_file_bytes: 1 << 30,
+            segments: 4,
+        };
         Order { admission, sealed: true, act: act.into(), invocation: 77 }
+    }
+
+    pub(crate) fn with_files(mut self, files: FileAccess) -> Order {
+        self.admission.files = files;
+        self
     }
 
     pub(crate) fn loading(act: &str) -> Order {

@@ -82,6 +82,8 @@ fn act(act: &str, report: &Report, sealed: Option<Sealed>) {
         "evidence" => evidence::try_everything(report),
         "descriptors" => evidence::list_descriptors(report),
         "files" => evidence::open_files(report),
+        "state" => evidence::use_state(report),
+        "segments" => evidence::use_segments(report),
         other => report.line(format!("unknown act {other}")),
     }
 }

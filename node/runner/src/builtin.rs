@@ -1,0 +1,221 @@
+//! Functions of our own: looking at the state and changing it, without code of the tenant.
+//!
+//! They use an invocation's services as a plugin does, and so its transaction, its credit and its deadline.
+
+use std::ops::ControlFlow;
+
+use denizen_abi as abi;
+use denizen_wire::archive::{Decoder, Encoder, Event, RecordHead};
+use denizen_wire::{Builtin, FailKind, Imported, ListAsk, ListedKey, Listing, ValueHead, decode_put};
+
+use crate::call::Active;
+
+/// Replies up to this many bytes go out whole.
+const WHOLE: usize = 32 << 10;
+/// Bytes that an import puts into one commit, about.
+const BATCH: usize = 1 << 20;
+/// Bytes of keys and heads that an export gathers before it sends them.
+const GATHERED: usize = 16 << 10;
+/// Input is taken in pieces of this many bytes.
+const PIECE: usize = 64 << 10;
+
+/// Why one ends early: a status, and what to say where the invocation does not know.
+struct Refused(i32, Option<(FailKind, String)>);
+
+impl From<i32> for Refused {
+    fn from(status: i32) -> Refused {
+        Refused(status, None)
+    }
+}
+
+fn bad(message: impl std::fmt::Display) -> Refused {
+    Refused(abi::DZ_E_INVALID, Some((FailKind::BadInput, message.to_string())))
+}
+
+fn absent() -> Refused {
+    Refused(abi::DZ_E_NOT_FOUND, Some((FailKind::NotFound, "there is no object under this key".into())))
+}
+
+/// Runs a built-in function as the invocation; the status is as a plugin's.
+pub(crate) fn run(builtin: Builtin, call: &mut Active) -> i32 {
+    let result = match builtin {
+        Builtin::StateList => list(call),
+        Builtin::StateGet => get(call),
+        Builtin::StatePut => put(call),
+        Builtin::StateDelete => delete(call),
+        Builtin::StateExport => export(call),
+        Builtin::StateImport => import(call),
+    };
+    match result {
+        Ok(()) => abi::DZ_OK,
+        Err(Refused(status, said)) => {
+            if let Some((kind, message)) = said {
+                call.fail(kind, message);
+            }
+            status
+        }
+    }
+}
+
+fn list(call: &mut Active) -> Result<(), Refused> {
+    let ask: ListAsk = serde_json::from_slice(call.input()?).map_err(bad)?;
+    let limit = usize::try_from(ask.limit).unwrap_or(usize::MAX).clamp(1, Listing::MAX_KEYS);
+    let mut listing = Listing { commit: call.commit_number(), ..Listing::default() };
+    call.keys(&ask.prefix, ask.after.as_deref(), |key, info| {
+        if listing.keys.len() == limit {
+            listing.more = true;
+            return ControlFlow::Break(());
+        }
+        listing.keys.push(ListedKey {
+            key: key.to_vec(),
+            bytes: info.len,
+            fingerprint: info.fingerprint,
+            version: info.version,
+            time_ms: info.time_ms,
+        });
+        ControlFlow::Continue(())
+    });
+    reply_json(call, &listing)
+}
+
+fn reply_json(call: &mut Active, document: &impl serde::Serialize) -> Result<(), Refused> {
+    let text = serde_json::to_vec(document)
+        .map_err(|error| Refused(abi::DZ_E_IO, Some((FailKind::Internal, error.to_string()))))?;
+    call.reply_content_type("application/json")?;
+    reply(call, &text)
+}
+
+/// Not bound by the reply limit of the image, which is for its own functions.
+fn reply(call: &mut Active, bytes: &[u8]) -> Result<(), Refused> {
+    if bytes.len() > WHOLE {
+        return Ok(call.reply_write(bytes)?);
+    }
+    call.reply_copy(bytes)?;
+    Ok(())
+}
+
+fn get(call: &mut Active) -> Result<(), Refused> {
+    let key = call.input()?.to_vec();
+    let value = call.value(&key)?.ok_or_else(absent)?;
+    let head = ValueHead { fingerprint: value.fingerprint, version: value.version, time_ms: value.time_ms };
+    call.reply_content_type(&head.content_type())?;
+    call.reply_value(&key, WHOLE)?;
+    Ok(())
+}
+
+fn put(call: &mut Active) -> Result<(), Refused> {
+    let input = call.take_whole_input()?;
+    let put = decode_put(input.bytes()).map_err(bad)?;
+    let status = call.put(put.0, put.1, put.2);
+    call.give_back(input);
+    done(call, status)
+}
+
+fn delete(call: &mut Active) -> Result<(), Refused> {
+    let key = call.input()?.to_vec();
+    match call.delete(&key) {
+        abi::DZ_E_NOT_FOUND => Err(absent()),
+        status => done(call, status),
+    }
+}
+
+/// A key against the rules is the caller's doing; of everything else the invocation knows the reason.
+fn done(call: &mut Active, status: i32) -> Result<(), Refused> {
+    match status {
+        abi::DZ_OK => Ok(()),
+        abi::DZ_E_INVALID | abi::DZ_E_TOO_LARGE => Err(bad(call.reason().unwrap_or_default())),
+        _ => Err(status.into()),
+    }
+}
+
+fn export(call: &mut Active) -> Result<(), Refused> {
+    call.reply_content_type("application/vnd.denizen.state")?;
+    let mut out = Vec::new();
+    let mut encoder = Encoder::begin(&mut out);
+    let mut after: Option<Vec<u8>> = None;
+    while let Some(key) = next_key(call, after.as_deref()) {
+        let value = call.value(&key)?.ok_or_else(absent)?;
+        let (fingerprint, version, time_ms) = (value.fingerprint, value.version, value.time_ms);
+        let head = RecordHead { value_len: value.bytes.len() as u64, fingerprint, version, time_ms };
+        encoder.record(&mut out, &key, head);
+        encoder.value(value.bytes);
+        let small = value.bytes.len() <= GATHERED;
+        if small {
+            out.extend_from_slice(value.bytes);
+        }
+        if !small || out.len() >= GATHERED {
+            call.reply_write(&out)?;
+            out.clear();
+        }
+        if !small {
+            call.write_value(&key)?;
+        }
+        after = Some(key);
+    }
+    encoder.end(&mut out);
+    Ok(call.reply_write(&out)?)
+}
+
+fn next_key(call: &Active, after: Option<&[u8]>) -> Option<Vec<u8>> {
+    let mut found = None;
+    call.keys(&[], after, |key, _| {
+        found = Some(key.to_vec());
+        ControlFlow::Break(())
+    });
+    found
+}
+
+/// Puts what it reads, and commits from time to time: an import can be larger than one record.
+fn import(call: &mut Active) -> Result<(), Refused> {
+    let mut import = Import { imported: Imported::default(), pending: 0, record: None };
+    let mut decoder = Decoder::new(call.runner.limits().state_bytes);
+    let mut piece = vec![0; PIECE];
+    loop {
+        let count = call.input_read(&mut piece)?;
+        if count == 0 {
+            break;
+        }
+        let mut bytes = &piece[..count];
+        while let Some(event) = decoder.next(&mut bytes).map_err(bad)? {
+            import.take(call, event)?;
+        }
+    }
+    decoder.finish().map_err(bad)?;
+    import.imported.commit = call.commit()?;
+    reply_json(call, &import.imported)
+}
+
+/// How far an import is.
+struct Import {
+    imported: Imported,
+    /// Bytes that are not committed yet.
+    pending: usize,
+    /// The object that is being read.
+    record: Option<(Vec<u8>, RecordHead, Vec<u8>)>,
+}
+
+impl Import {
+    fn take(&mut self, call: &mut Active, event: Event<'_, '_>) -> Result<(), Refused> {
+        match event {
+            Event::Record { key, head } => self.record = Some((key.to_vec(), head, Vec::new())),
+            Event::Value(bytes) => {
+                let Some((_, _, value)) = &mut self.record else { return Ok(()) };
+                // Only for what has come: a length is a claim.
+                value.try_reserve(bytes.len()).map_err(|_| Refused(abi::DZ_E_TOO_LARGE, None))?;
+                value.extend_from_slice(bytes);
+            }
+            Event::End { .. } => return Ok(()),
+        }
+        let whole = self.record.take_if(|(_, head, value)| head.value_len == value.len() as u64);
+        let Some((key, head, value)) = whole else { return Ok(()) };
+        let status = call.put(&key, head.fingerprint, &value);
+        done(call, status)?;
+        self.imported.keys += 1;
+        self.pending += key.len() + value.len();
+        if self.pending >= BATCH {
+            call.commit_and_let_go()?;
+            self.pending = 0;
+        }
+        Ok(())
+    }
+}
