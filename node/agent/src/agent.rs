@@ -14,19 +14,30 @@ use denizen_sched::{AppName, SchedError, SchedulerHandle};
 use futures_channel::{mpsc, oneshot};
 use futures_lite::{StreamExt, future};
 
+use crate::capacity::Seats;
+use crate::data;
 use crate::deployed::Deployed;
 use crate::dir::{Dir, DirError};
 use crate::executor::{self, ExecutorError, Executors, Listener};
 use crate::front::{self, Hosts};
 use crate::home::{Home, Job};
+use crate::images::Holds;
 use crate::logs::Logs;
 use crate::node::{AgentConfig, Node, Shutdown};
 use crate::pool::Pool;
-use crate::side::SideThread;
+use crate::process::MOST_WRITING;
+use crate::side::{SideThread, SideThreads};
+use crate::stock::Stock;
 use crate::token::{Token, random_hex};
 
-/// How long running calls may take when the agent stops.
+/// Threads that copy state to the swap store and back: one long copy holds up one part of the processes only. More would only fight
+/// over the disk.
+const COPYING_THREADS: usize = 3;
+/// How long running calls may take when the agent stops; what processes have to write comes on top.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// Blank segments that wait, beside two for each sandbox that does: a process takes one to start, and one at its first commit.
+const STOCK: usize = 4;
 
 /// Why an agent does not start.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +62,15 @@ pub enum AgentError {
         /// What the system said.
         source: io::Error,
     },
+    /// Another program listens on the address of the data port.
+    #[error(
+        "the address {0} is in use by another program. Remedy: stop that one, or choose another with --data (port 0 is any free one, \
+         `none` is no data port)"
+    )]
+    DataAddressInUse(SocketAddr),
+    /// The keys of the data port cannot be used.
+    #[error(transparent)]
+    Keys(#[from] data::keys::KeysError),
     /// The spawner does not start, or a required layer of isolation is missing.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -70,8 +90,8 @@ pub enum AgentError {
         /// What is wrong.
         why: String,
     },
-    /// A file of the directory, or a thread.
-    #[error("{what}: {source}")]
+    /// A thread, or random numbers.
+    #[error("{what}: {source}. Remedy: `ulimit -u` and `ulimit -n` must allow a few more")]
     System {
         /// What was tried.
         what: String,
@@ -82,7 +102,7 @@ pub enum AgentError {
 
 /// A node's directory, locked by this program. Open the scheduler's store in it before [`Agent::start_in`].
 #[derive(Debug)]
-pub struct NodeDir(Dir);
+pub struct NodeDir(pub(crate) Dir);
 
 impl NodeDir {
     /// Makes the directory if it is not there, and locks it.
@@ -125,30 +145,40 @@ impl Agent {
         config: AgentConfig,
         scheduler: SchedulerHandle,
     ) -> Result<Agent, AgentError> {
-        executor::preflight()?;
         raise_descriptor_limit();
         let NodeDir(dir) = dir;
         let count = config.executors.max(1);
         let (address, sockets) =
             executor::bind(config.http, count).map_err(|source| address_error(config.http, source))?;
+        let (data_address, data_sockets) = bind_data(&config, count)?;
         let apps = future::block_on(applications(&scheduler))?;
         let (jobs, queues): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded::<Job>()).unzip();
         let node = Arc::new(make_node(dir, config, address, scheduler, jobs)?);
+        let mut data_sockets = data_sockets.into_iter();
         let seeds = sockets.into_iter().zip(queues).enumerate().map(|(index, (socket, queue))| {
             let home = HomeSeed { node: Arc::clone(&node), index, apps: apps.clone() };
-            (home, socket, queue)
+            (home, (socket, data_sockets.next()), queue)
         });
-        let executors = Executors::start(seeds.collect(), |(seed, socket, queue)| async move {
+        let executors = Executors::start(seeds.collect(), |(seed, (socket, data), queue)| async move {
             let home = seed.grow();
-            executor::spawn(front::accept(Rc::clone(&home), Listener::adopt(socket)));
+            match Listener::adopt(socket) {
+                Ok(listener) => executor::spawn(front::accept(Rc::clone(&home), listener)),
+                Err(error) => tracing::error!("executor {} takes no connections: {error}", home.index),
+            }
+            match data.map(Listener::adopt) {
+                Some(Ok(listener)) => executor::spawn(data::accept(Rc::clone(&home), listener)),
+                Some(Err(error)) => tracing::error!("executor {} takes no frames: {error}", home.index),
+                None => {}
+            }
             work(home, queue).await;
         })?;
         let agent = Agent { node, executors: Some(executors) };
-        let endpoint = agent.node.dir.write_endpoint(&address.to_string());
-        endpoint.map_err(|source| AgentError::System {
-            what: "the endpoint file cannot be written".to_owned(),
-            source,
-        })?;
+        agent.node.dir.remove_endpoint();
+        if let Some(address) = data_address {
+            agent.node.dir.write_data_endpoint(&address.to_string())?;
+        }
+        // The last of all: whoever waits for it finds the rest.
+        agent.node.dir.write_endpoint(&address.to_string())?;
         Ok(agent)
     }
 
@@ -189,7 +219,7 @@ impl Agent {
         for jobs in &self.node.jobs {
             jobs.close_channel();
         }
-        let joined = executors.join(begun + 2 * STOP_LIMIT + Duration::from_secs(1));
+        let joined = executors.join(begun + 2 * STOP_LIMIT + MOST_WRITING + Duration::from_secs(1));
         self.node.pool.stop();
         orderly && joined
     }
@@ -214,6 +244,7 @@ fn raise_descriptor_limit() {
 fn stop_home(node: &Node, executor: usize) -> Option<oneshot::Receiver<()>> {
     let (tell, told) = oneshot::channel();
     let job = |home: Rc<Home>| {
+        home.callers.drain(2 * STOP_LIMIT);
         executor::spawn(async move {
             let stops: Vec<_> = home
                 .apps()
@@ -234,7 +265,7 @@ fn stop_home(node: &Node, executor: usize) -> Option<oneshot::Receiver<()>> {
                     let _ = stopped.await;
                 }
             };
-            executor::within(2 * STOP_LIMIT, all).await;
+            executor::within(2 * STOP_LIMIT + MOST_WRITING, all).await;
             let _ = tell.send(());
         });
     };
@@ -292,6 +323,10 @@ fn make_node(
     };
     let side = |name: &str| SideThread::start(name).map_err(system("a thread cannot be started"));
     let images = ImageStore::open(&dir.images())?;
+    let stock = Stock::open(dir.stock(), STOCK + 2 * config.pool);
+    let stock = stock.map_err(DirError::unusable(&dir.stock()))?;
+    let segments = side("segments")?;
+    stock.refill(&segments);
     let spawner = SpawnerConfig {
         image_store: dir.images(),
         lock_dir: dir.root().to_owned(),
@@ -300,15 +335,23 @@ fn make_node(
     let pool = Pool::start(spawner, config.pool, side("spawning")?)?;
     Ok(Node {
         hosts: Hosts::new(address, &config.allow_hosts),
-        token: Token::open(&dir.token()).map_err(system("the token cannot be read or made"))?,
+        believed: data::keys::Believed::open(dir.root())?,
+        token: Token::open(&dir.token()).map_err(DirError::unusable(&dir.token()))?,
         boot: random_hex::<4>().map_err(system("no random numbers can be had"))?,
-        copying: side("copying")?,
+        seats: Seats::new(config.max_active),
+        copying: SideThreads::start("copying", COPYING_THREADS)
+            .map_err(system("a thread cannot be started"))?,
+        reading: side("reading")?,
+        segments,
+        syncing: side("syncing")?,
+        stock,
         importing: side("importing")?,
         config,
         dir,
         address,
         scheduler,
         images,
+        held_images: Holds::default(),
         pool,
         logs: Logs::default(),
         assigning: side("assigning")?,
@@ -317,6 +360,25 @@ fn make_node(
         stopping: AtomicBool::new(false),
         shutdown: Shutdown::default(),
     })
+}
+
+/// Binds the data port, if there is to be one.
+fn bind_data(
+    config: &AgentConfig,
+    count: usize,
+) -> Result<(Option<SocketAddr>, Vec<std::os::fd::OwnedFd>), AgentError> {
+    let Some(wanted) = config.data else { return Ok((None, Vec::new())) };
+    let bound = match executor::bind(wanted, count) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && config.data_elsewhere => {
+            executor::bind(SocketAddr::new(wanted.ip(), 0), count)
+        }
+        bound => bound,
+    };
+    let bound = bound.map_err(|source| match address_error(wanted, source) {
+        AgentError::AddressInUse(address) => AgentError::DataAddressInUse(address),
+        error => error,
+    });
+    bound.map(|(address, sockets)| (Some(address), sockets))
 }
 
 fn address_error(address: SocketAddr, source: io::Error) -> AgentError {

@@ -1,11 +1,12 @@
 //! An image as an application runs it: what its manifest allows and what its plugin declared, ready to be looked up.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use denizen_image::{Create, ImageId, Manifest};
-use denizen_sched::ImageRecord;
-use denizen_wire::{Declarations, FunctionDecl, RunnerLimits};
+use denizen_sched::{self as sched, ImageRecord};
+use denizen_wire::{Builtin, Declarations, Durability, FunctionDecl, RunnerLimits};
 use serde_json::{Value, json};
 
 use crate::problem::{Kind, Problem};
@@ -17,7 +18,14 @@ pub(crate) struct Function {
     pub(crate) index: u32,
     pub(crate) deadline: Duration,
     pub(crate) body_bytes: u64,
+    /// What a reply has reached at least.
+    pub(crate) durability: Durability,
 }
+
+/// How long reading or writing a whole state may take.
+const WHOLE_STATE_DEADLINE: Duration = Duration::from_secs(3600);
+/// What asks for a key or for a list of keys, in bytes.
+const ASK_BYTES: u64 = 64 << 10;
 
 /// An image in use.
 #[derive(Debug)]
@@ -27,6 +35,8 @@ pub(crate) struct Deployed {
     /// As the wire carries it.
     pub(crate) manifest_json: Value,
     pub(crate) declarations: Declarations,
+    /// Tells apart lists of functions, so that an index is never read against another one than its own; not 0.
+    pub(crate) table: u64,
     functions: HashMap<Box<str>, Function>,
 }
 
@@ -55,7 +65,8 @@ impl Deployed {
         declarations: Declarations,
     ) -> Deployed {
         let functions = table(&manifest, &declarations.functions);
-        Deployed { id, manifest, manifest_json, declarations, functions }
+        let table = tag(&declarations.functions);
+        Deployed { id, manifest, manifest_json, declarations, table, functions }
     }
 
     /// The same image with what a sandbox of it declared this time, where that differs (a plugin may find functions at run time).
@@ -80,20 +91,53 @@ impl Deployed {
         })
     }
 
-    /// Whether processes come into being only by the control interface.
-    pub(crate) fn creates_explicitly(&self) -> bool {
-        self.manifest.process.create == Create::Explicit
+    /// The longest input that any of its functions takes, in bytes.
+    pub(crate) fn longest_input(&self) -> u64 {
+        let limits = self.functions.values().map(|function| function.body_bytes);
+        limits.max().unwrap_or(self.manifest.limits.body.bytes())
+    }
+
+    /// A function of the runner.
+    pub(crate) fn builtin(&self, builtin: Builtin) -> Function {
+        let limits = &self.manifest.limits;
+        let whole = matches!(builtin, Builtin::StateExport | Builtin::StateImport);
+        let body_bytes = match builtin {
+            Builtin::StatePut => limits.body.bytes().saturating_add(ASK_BYTES),
+            // An archive has less beside its objects than the quota counts for them; what it replaces may be in it, too.
+            Builtin::StateImport => limits.state.bytes().saturating_mul(2),
+            _ => ASK_BYTES,
+        };
+        Function {
+            index: builtin.index(),
+            deadline: if whole { WHOLE_STATE_DEADLINE } else { limits.deadline },
+            body_bytes,
+            durability: Durability::Process,
+        }
+    }
+
+    /// Whether a call may create its process. `never`: its caller says not to.
+    pub(crate) fn creates(&self, never: bool) -> sched::Create {
+        // Explicit: processes come into being only by the control interface.
+        let explicit = self.manifest.process.create == Create::Explicit;
+        if never || explicit { sched::Create::Never } else { sched::Create::IfMissing }
     }
 
     pub(crate) fn runner_limits(&self) -> RunnerLimits {
         let limits = &self.manifest.limits;
+        // The runner has one limit for all functions. Each one's own is kept here, before anything is sent.
+        let own = self.manifest.functions.values().filter_map(|policy| policy.body);
         RunnerLimits {
             memory_bytes: limits.memory.bytes(),
             state_bytes: limits.state.bytes(),
-            body_bytes: limits.body.bytes(),
+            body_bytes: own.fold(limits.body, Ord::max).bytes(),
             reply_bytes: limits.reply.bytes(),
             threads: limits.threads,
         }
+    }
+
+    /// The most that the process may have under `/state`; 0 if it has none.
+    pub(crate) fn files_bytes(&self) -> u64 {
+        self.manifest.limits.files.map_or(0, |files| files.bytes())
     }
 
     pub(crate) fn functions_json(&self) -> Value {
@@ -105,6 +149,15 @@ impl Deployed {
     }
 }
 
+/// The same for the same names in the same order; another version of this program may have another.
+fn tag(declared: &[FunctionDecl]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for function in declared {
+        function.name.hash(&mut hasher);
+    }
+    hasher.finish().max(1)
+}
+
 fn table(manifest: &Manifest, declared: &[FunctionDecl]) -> HashMap<Box<str>, Function> {
     let entry = |(index, function): (usize, &FunctionDecl)| {
         let name = function.name.as_str();
@@ -114,18 +167,30 @@ fn table(manifest: &Manifest, declared: &[FunctionDecl]) -> HashMap<Box<str>, Fu
             index,
             deadline: manifest.deadline_of(name),
             body_bytes: manifest.body_of(name).bytes(),
+            durability: level(manifest.durability_of(name)),
         };
         Some((Box::from(name), policy))
     };
     declared.iter().enumerate().filter_map(entry).collect()
 }
 
-/// Types that both images have and that are laid out differently: name, old layout, new layout.
+/// A manifest that asks for more than `node` is refused when it is read.
+const fn level(durability: denizen_image::Durability) -> Durability {
+    match durability {
+        denizen_image::Durability::Process => Durability::Process,
+        _ => Durability::Node,
+    }
+}
+
+/// Types that both images have, where the new one cannot read all that the old one could: name, old layout, new layout.
 pub(crate) fn changed_layouts(old: &Declarations, new: &Declarations) -> Vec<(String, String, String)> {
     let changed = |before: &denizen_wire::TypeDecl| {
         let after = new.types.iter().find(|after| after.name == before.name)?;
-        (after.fingerprint != before.fingerprint)
-            .then(|| (before.name.clone(), before.layout.clone(), after.layout.clone()))
+        let old = match after.reads(before.fingerprint) {
+            true => format!("(or older) {}", before.layout),
+            false => before.layout.clone(),
+        };
+        (!after.reads_all_of(before)).then(|| (before.name.clone(), old, after.layout.clone()))
     };
     old.types.iter().filter_map(changed).collect()
 }
@@ -141,12 +206,14 @@ mod tests {
             name: (*name).to_owned(),
             fingerprint: *fingerprint,
             layout: format!("layout {fingerprint}"),
+            migrates_from: vec![],
         });
         Declarations {
             abi_version: 1,
             functions: vec![],
             types: types.collect(),
             state: StateSummary::default(),
+            recovery: None,
         }
     }
 
@@ -156,5 +223,17 @@ mod tests {
         let new = declaring(&[("Same", 1), ("Changed", 20), ("New", 4)]);
         let expected = ("Changed".to_owned(), "layout 2".to_owned(), "layout 20".to_owned());
         assert_eq!(changed_layouts(&old, &new), [expected]);
+    }
+
+    #[test]
+    fn a_migrated_layout_has_not_changed_until_its_migration_is_left_out() {
+        let migrated = |from: &[u64]| {
+            let mut declared = declaring(&[("Counter", 2)]);
+            declared.types[0].migrates_from = from.to_vec();
+            declared
+        };
+        assert_eq!(changed_layouts(&declaring(&[("Counter", 1)]), &migrated(&[1])), []);
+        let expected = ("Counter".to_owned(), "(or older) layout 2".to_owned(), "layout 2".to_owned());
+        assert_eq!(changed_layouts(&migrated(&[1]), &migrated(&[])), [expected]);
     }
 }

@@ -5,9 +5,12 @@
 //! | `agent.lock` | locked by the agent that owns the directory; holds its pid |
 //! | `token` | the secret for changing calls, mode 0600 |
 //! | `endpoint` | the HTTP address, for the command line |
+//! | `data-endpoint` | the address of the data port, for clients |
+//! | `keys/` | the keys that tokens for the data port are signed and verified with |
 //! | `images/` | the image store |
-//! | `state/APP/PROCESS.state` | state of processes that are on this node |
-//! | `swap/APP/PROCESS/EPOCH.state` | state of swapped processes, by the term that wrote it |
+//! | `state/APP/PROCESS.state/` | the segments of processes that are on this node; `suspect` in it: a sync has failed there |
+//! | `swap/APP/PROCESS/EPOCH.state/` | those of swapped processes, by the term that wrote them |
+//! | `stock/` | blank segments that are nobody's yet; emptied at start |
 //! | `incoming/` | archives that are being received; emptied at start |
 //! | `spawner.json`, `sched.redb` | owned by the spawner and the scheduler |
 
@@ -18,6 +21,8 @@ use std::path::{Path, PathBuf};
 
 use denizen_sched::Epoch;
 use rustix::fs::FlockOperation;
+
+use crate::problem::is_out_of_descriptors;
 
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -45,19 +50,59 @@ pub enum DirError {
         /// Who could.
         why: String,
     },
-    /// It cannot be made or written.
-    #[error(
-        "the directory {} cannot be used: {path}: {source}. Remedy: choose another with --dir, or mend its owner and mode",
-        dir.display()
-    )]
+    /// It, or what must be in it, cannot be made, read or written.
+    #[error("{} cannot be used: {} ({source}). Remedy: {}", path.display(), why(source).0, why(source).1)]
     Unusable {
-        /// The directory.
-        dir: PathBuf,
-        /// What in it.
-        path: String,
+        /// The path that was refused.
+        path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl DirError {
+    /// For what the system says of `path`.
+    pub(crate) fn unusable(path: &Path) -> impl Fn(io::Error) -> DirError + use<> {
+        let path = path.to_owned();
+        move |source| DirError::Unusable { path: path.clone(), source }
+    }
+}
+
+/// What a refusal means for somebody who chose a directory, and what to do.
+fn why(error: &io::Error) -> (&'static str, &'static str) {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::PermissionDenied => (
+            "the user that this program runs as may not",
+            "choose another directory with --dir, or give this one to that user with `chown`",
+        ),
+        Kind::ReadOnlyFilesystem => (
+            "it is on a file system that is read-only",
+            "choose a directory on another with --dir, or mount it writable: `mount -o remount,rw`",
+        ),
+        Kind::StorageFull | Kind::QuotaExceeded => {
+            ("its disk is full", "free some space there, or choose a directory on another disk with --dir")
+        }
+        Kind::NotADirectory | Kind::AlreadyExists => (
+            "a file is where a directory must be",
+            "choose another directory with --dir, or move that file away",
+        ),
+        Kind::IsADirectory => ("a directory is where a file must be", "move that directory away"),
+        Kind::InvalidFilename => {
+            ("the path, or a name in it, is too long", "choose a directory with a shorter path with --dir")
+        }
+        Kind::NotFound => (
+            "a part of the path is gone, or cannot be made",
+            "make its parent directory, or choose another with --dir",
+        ),
+        _ if is_out_of_descriptors(error) => (
+            "too many files are open",
+            "raise the limit: `ulimit -n` in the shell, LimitNOFILE in the service",
+        ),
+        _ => {
+            ("the system refuses it", "choose another directory with --dir, or look after the disk under it")
+        }
+    }
 }
 
 /// The directory, owned for as long as this lives.
@@ -71,17 +116,16 @@ pub(crate) struct Dir {
 impl Dir {
     /// Makes the directory if it is not there, and takes it.
     pub(crate) fn open(root: &Path) -> Result<Dir, DirError> {
-        let unusable =
-            |path: &str, source| DirError::Unusable { dir: root.to_owned(), path: path.to_owned(), source };
-        make(root).map_err(|error| unusable("the directory itself", error))?;
-        let root = root.canonicalize().map_err(|error| unusable("the directory itself", error))?;
+        make(root).map_err(DirError::unusable(root))?;
+        let root = root.canonicalize().map_err(DirError::unusable(root))?;
         check_owner(&root)?;
         let lock = take_lock(&root)?;
         let dir = Dir { root, _lock: lock };
-        for folder in ["images", "state", "swap", "incoming"] {
-            make(&dir.root.join(folder)).map_err(|error| unusable(folder, error))?;
+        for folder in ["images", "state", "swap", "stock", "incoming"] {
+            let folder = dir.root.join(folder);
+            make(&folder).map_err(DirError::unusable(&folder))?;
         }
-        dir.clear_incoming().map_err(|error| unusable("incoming", error))?;
+        dir.clear_incoming().map_err(DirError::unusable(&dir.root.join("incoming")))?;
         Ok(dir)
     }
 
@@ -97,16 +141,31 @@ impl Dir {
         self.root.join("images")
     }
 
+    pub(crate) fn stock(&self) -> PathBuf {
+        self.root.join("stock")
+    }
+
     /// Leaves the HTTP address for the command line; replaced whole.
-    pub(crate) fn write_endpoint(&self, address: &str) -> io::Result<()> {
-        let temporary = self.root.join("endpoint.new");
-        std::fs::write(&temporary, format!("{address}\n"))?;
-        std::fs::rename(temporary, self.root.join("endpoint"))
+    pub(crate) fn write_endpoint(&self, address: &str) -> Result<(), DirError> {
+        self.write_address("endpoint", address)
+    }
+
+    /// The same for the data port.
+    pub(crate) fn write_data_endpoint(&self, address: &str) -> Result<(), DirError> {
+        self.write_address("data-endpoint", address)
+    }
+
+    fn write_address(&self, name: &str, address: &str) -> Result<(), DirError> {
+        let temporary = self.root.join(format!("{name}.new"));
+        let path = self.root.join(name);
+        std::fs::write(&temporary, format!("{address}\n")).map_err(DirError::unusable(&temporary))?;
+        std::fs::rename(temporary, &path).map_err(DirError::unusable(&path))
     }
 
     /// So that nobody talks to an address that no node has any more.
     pub(crate) fn remove_endpoint(&self) {
         let _ = std::fs::remove_file(self.root.join("endpoint"));
+        let _ = std::fs::remove_file(self.root.join("data-endpoint"));
     }
 
     /// A fresh file for something that is being received; it has no name any more once it is open.
@@ -136,11 +195,11 @@ impl Dir {
 /// Where the files of one process are.
 #[derive(Debug, Clone)]
 pub(crate) struct ProcessPaths {
-    /// The folder of `local`.
+    /// The folder that `local` is in.
     pub(crate) state: PathBuf,
-    /// Its state while it is on this node.
+    /// The folder of its segments while they are on this node.
     pub(crate) local: PathBuf,
-    /// The folder of its swapped states.
+    /// The folder of its swapped states, each a folder of segments.
     pub(crate) swap: PathBuf,
 }
 
@@ -156,6 +215,31 @@ pub(crate) fn make(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o711).create(path)
 }
 
+/// As [`make`], and makes the names of what it makes last: the folder's and its missing parents'.
+pub(crate) fn make_to_last(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        make_to_last(parent)?;
+        make(path)?;
+        return sync(parent);
+    }
+    make(path)
+}
+
+/// Removes a folder and what is in it, or a file; what is not there is removed already.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    let removed = match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => std::fs::remove_file(path),
+        removed => removed,
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
 /// Makes what happened to the names in `folder` last.
 pub(crate) fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
@@ -165,11 +249,7 @@ pub(crate) fn sync(folder: &Path) -> io::Result<()> {
 /// owner's wish; many systems give each user one of their own.
 fn check_owner(root: &Path) -> Result<(), DirError> {
     let exposed = |why: String| DirError::Exposed { dir: root.to_owned(), why };
-    let metadata = root.metadata().map_err(|source| DirError::Unusable {
-        dir: root.to_owned(),
-        path: "the directory itself".to_owned(),
-        source,
-    })?;
+    let metadata = root.metadata().map_err(DirError::unusable(root))?;
     let us = rustix::process::geteuid().as_raw();
     if metadata.uid() != us {
         return Err(exposed(format!(
@@ -184,8 +264,8 @@ fn check_owner(root: &Path) -> Result<(), DirError> {
 }
 
 fn take_lock(root: &Path) -> Result<File, DirError> {
-    let unusable =
-        |source| DirError::Unusable { dir: root.to_owned(), path: "agent.lock".to_owned(), source };
+    let path = root.join("agent.lock");
+    let unusable = DirError::unusable(&path);
     let mut options = OpenOptions::new();
     let mut file = options
         .read(true)
@@ -194,8 +274,8 @@ fn take_lock(root: &Path) -> Result<File, DirError> {
         .truncate(false)
         // Who can open it can lock it, and keep the node from starting.
         .mode(0o600)
-        .open(root.join("agent.lock"))
-        .map_err(unusable)?;
+        .open(&path)
+        .map_err(&unusable)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -264,9 +344,26 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_its_place_is_said() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let error = Dir::open(file.path()).expect_err("it is no directory").to_string();
-        assert!(error.contains(&file.path().display().to_string()), "{error}");
+    fn what_cannot_be_a_directory_is_named_with_its_cause_and_remedy() {
+        let parent = tempfile::tempdir().unwrap();
+        let file = parent.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let folder = parent.path().join("folder");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("images"), "").unwrap();
+        for (root, named, cause) in [
+            (file.clone(), file.clone(), "a file is where"),
+            (file.join("below"), file.join("below"), "a file is where"),
+            (folder.clone(), folder.join("images"), "a file is where"),
+            (parent.path().join("x".repeat(300)), parent.path().join("xxx"), "too long"),
+            (parent.path().join("x/".repeat(3000)), parent.path().join("x/x"), "too long"),
+        ] {
+            let error = Dir::open(&root).expect_err("it cannot be").to_string();
+            assert!(error.starts_with(&named.display().to_string()), "{error}");
+            assert!(
+                error.contains(cause) && error.contains("Remedy: ") && error.contains("--dir"),
+                "{error}"
+            );
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What lives on one executor: the applications as it knows them, and the processes whose home it is.
 
+use std::borrow::Borrow;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -10,6 +11,7 @@ use denizen_sched::{AppName, ProcessName};
 use futures_channel::oneshot;
 use futures_lite::future;
 
+use crate::data;
 use crate::deployed::Deployed;
 use crate::executor;
 use crate::local::Turns;
@@ -27,6 +29,8 @@ pub(crate) struct Home {
     pub(crate) index: usize,
     apps: RefCell<HashMap<Box<str>, Rc<App>>>,
     invocations: Cell<u64>,
+    /// Connections of the data port.
+    pub(crate) callers: data::Callers,
 }
 
 /// An application on one executor.
@@ -39,11 +43,14 @@ pub(crate) struct App {
     free: RefCell<Vec<Weak<Process>>>,
     /// One deployment at a time; used on the application's own home only.
     pub(crate) deployments: Rc<Turns>,
+    /// What connections of the data port take here.
+    pub(crate) callers: Rc<data::Share>,
 }
 
 impl Home {
     pub(crate) fn new(node: Arc<Node>, index: usize) -> Rc<Home> {
-        Rc::new(Home { node, index, apps: RefCell::default(), invocations: Cell::new(0) })
+        let callers = data::Callers::new(node.executors());
+        Rc::new(Home { node, index, apps: RefCell::default(), invocations: Cell::new(0), callers })
     }
 
     /// # Errors
@@ -71,6 +78,7 @@ impl Home {
             processes: RefCell::default(),
             free: RefCell::default(),
             deployments: Rc::default(),
+            callers: Rc::default(),
         });
         apps.insert(name.as_str().into(), Rc::clone(&app));
         app
@@ -174,15 +182,17 @@ impl App {
     }
 
     /// A process that serves and has no call.
-    pub(crate) fn take_free(&self) -> Option<Rc<Process>> {
+    pub(crate) fn choose_free(&self) -> Option<Chosen> {
         loop {
-            let process = self.free.borrow_mut().pop()?.upgrade();
-            let Some(process) = process else { continue };
+            let Some(process) = self.free.borrow_mut().pop() else { break };
+            let Some(process) = process.upgrade() else { continue };
             process.listed_free.set(false);
-            if process.serving().is_some_and(|active| active.in_flight() == 0) {
-                return Some(process);
+            if let Some(chosen) = choose_if_free(&process) {
+                return Some(chosen);
             }
         }
+        // The list has those whose last call ended when its head came: not one that streams on, nor one that was never called.
+        self.processes.borrow().values().find_map(choose_if_free)
     }
 
     /// The process that serves with the fewest calls.
@@ -198,6 +208,37 @@ impl App {
         if process.serving().is_some() && !process.listed_free.replace(true) {
             self.free.borrow_mut().push(Rc::downgrade(process));
         }
+    }
+}
+
+fn choose_if_free(process: &Rc<Process>) -> Option<Chosen> {
+    let is_free = process.serving().is_some_and(|active| active.in_flight() == 0);
+    if is_free { Chosen::new(process) } else { None }
+}
+
+/// A process that a call which named none is on its way to; until this is dropped, no other such call gets it.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    pub(crate) process: Rc<Process>,
+}
+
+impl Chosen {
+    /// `None` where it is another's already.
+    pub(crate) fn new(process: &Rc<Process>) -> Option<Chosen> {
+        let free = !process.chosen.replace(true);
+        free.then(|| Chosen { process: Rc::clone(process) })
+    }
+}
+
+impl Drop for Chosen {
+    fn drop(&mut self) {
+        self.process.chosen.set(false);
+    }
+}
+
+impl Borrow<Rc<Process>> for Chosen {
+    fn borrow(&self) -> &Rc<Process> {
+        &self.process
     }
 }
 

@@ -28,8 +28,10 @@ const ALL_BYTES: usize = 256 << 20;
 const QUOTED_CHARS: usize = 1000;
 /// Lines that a follower may be behind.
 const FOLLOWER_LINES: usize = 4096;
-/// What one process may print in a second before lines are dropped, in bytes; each line counts for at least 64.
+/// What one process may print in a second before lines are dropped, in bytes.
 const BYTES_PER_SECOND: usize = 4 << 20;
+/// What a line counts for, at least: an empty one costs the agent and its readers about as much as a short one.
+const LEAST_LINE_BYTES: usize = 256;
 
 /// Names a process: application and process.
 type Key = (Box<str>, Box<str>);
@@ -214,7 +216,7 @@ impl Ring {
             self.second = now;
             self.printed = 0;
         }
-        self.printed = self.printed.saturating_add(bytes.max(64));
+        self.printed = self.printed.saturating_add(bytes.max(LEAST_LINE_BYTES));
         if self.printed > BYTES_PER_SECOND {
             self.dropped += 1;
             return None;
@@ -337,7 +339,7 @@ mod tests {
         let now = Instant::now();
         let mut ring = Ring::new(&Arc::default(), now);
         let admitted = (0..BYTES_PER_SECOND).filter(|_| ring.admit(1, now).is_some()).count();
-        assert_eq!(admitted, BYTES_PER_SECOND / 64, "short lines count, too");
+        assert_eq!(admitted, BYTES_PER_SECOND / LEAST_LINE_BYTES, "short lines count, too");
         let dropped = u64::try_from(BYTES_PER_SECOND - admitted).unwrap();
         assert_eq!(ring.admit(1, now + Duration::from_secs(1)), Some(dropped));
     }

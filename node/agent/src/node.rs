@@ -3,20 +3,28 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use denizen_image::ImageStore;
 use denizen_sched::SchedulerHandle;
 use futures_channel::mpsc;
 
+use crate::capacity::Seats;
+use crate::data::keys::Believed;
 use crate::dir::Dir;
+use crate::executor;
 use crate::front::Hosts;
 use crate::home::{self, Job};
+use crate::images::Holds;
 use crate::logs::Logs;
 use crate::pool::Pool;
-use crate::side::SideThread;
+use crate::side::{SideThread, SideThreads};
+use crate::stock::Stock;
 use crate::token::Token;
+
+/// How long after a start the stock is filled up: longer than a first call takes.
+const RESTOCK_PAUSE: Duration = Duration::from_millis(8);
 
 /// How an agent is to run.
 #[derive(Debug, Clone)]
@@ -25,6 +33,10 @@ pub struct AgentConfig {
     pub dir: PathBuf,
     /// Where to listen. Port 0: any free one.
     pub http: SocketAddr,
+    /// Where to listen for the framed protocol. `None`: nowhere.
+    pub data: Option<SocketAddr>,
+    /// Any free port where another program has that one.
+    pub data_elsewhere: bool,
     /// Executor threads, each pinned to a processor. At least 1.
     pub executors: usize,
     /// Refuse to start where a layer of isolation is missing.
@@ -35,6 +47,10 @@ pub struct AgentConfig {
     pub allow_hosts: Vec<String>,
     /// Swap processes out after this time, whatever their images say.
     pub idle_override: Option<Duration>,
+    /// Processes that may have a sandbox at once. `None`: one for each 8 MiB of memory and each 16 descriptors that this program may
+    /// have. When all have one, the process that has been quiet longest is swapped out for the next; when all are busy, calls that need
+    /// another are answered `node-full`.
+    pub max_active: Option<usize>,
 }
 
 impl AgentConfig {
@@ -43,11 +59,14 @@ impl AgentConfig {
         AgentConfig {
             dir,
             http,
+            data: None,
+            data_elsewhere: false,
             executors: 1,
             require_isolation: false,
             pool: 2,
             allow_hosts: Vec::new(),
             idle_override: None,
+            max_active: None,
         }
     }
 }
@@ -60,15 +79,26 @@ pub(crate) struct Node {
     pub(crate) address: SocketAddr,
     pub(crate) hosts: Hosts,
     pub(crate) token: Token,
+    /// The keys whose tokens open the data port.
+    pub(crate) believed: Believed,
     pub(crate) scheduler: SchedulerHandle,
     pub(crate) images: ImageStore,
+    pub(crate) held_images: Holds,
     pub(crate) pool: Pool,
+    pub(crate) seats: Arc<Seats>,
     pub(crate) logs: Logs,
     /// Opens state and sends assignments: quick things that block. Not behind the making of a sandbox, which can take long.
     pub(crate) assigning: SideThread,
-    /// Copies state between the node and the swap store.
-    pub(crate) copying: SideThread,
-    /// Receives, checks and lists images.
+    /// Copy state between the node and the swap store, and remove it.
+    pub(crate) copying: SideThreads,
+    /// Reads state that no sandbox has.
+    pub(crate) reading: SideThread,
+    /// Makes segments, ahead and when they are wanted, and deletes those that are not.
+    pub(crate) segments: SideThread,
+    /// Makes what was made last, while plugins load.
+    pub(crate) syncing: SideThread,
+    pub(crate) stock: Stock,
+    /// Receives, checks, lists and removes images: one at a time, which `images` counts on.
     pub(crate) importing: SideThread,
     /// Random, so that invocations of different starts have different names.
     pub(crate) boot: String,
@@ -93,11 +123,13 @@ impl Node {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// What the state of a process takes on this node's disk; a look at its file's size, which the kernel has in memory.
-    pub(crate) fn state_bytes(&self, app: &str, process: &str) -> Option<u64> {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = std::fs::metadata(self.dir.process(app, process).local).ok()?;
-        Some(metadata.blocks() * 512)
+    /// Makes the segments that lack in the stock, a little later: whoever took the last one needs the processor first.
+    pub(crate) fn restock_soon(&self) {
+        let (stock, side) = (self.stock.clone(), self.segments.clone());
+        executor::spawn(async move {
+            executor::sleep(RESTOCK_PAUSE).await;
+            stock.refill(&side);
+        });
     }
 
     /// # Errors

@@ -124,5 +124,6 @@ impl Shared {
 }
 
 fn unavailable(error: &SandboxError) -> Problem {
-    Problem::new(Kind::SandboxUnavailable, "no sandbox can be made now").cause(error)
+    let kind = Kind::SandboxUnavailable.unless_out_of_descriptors(error);
+    Problem::new(kind, "no sandbox can be made now").cause(error)
 }

@@ -6,7 +6,9 @@
 mod kinds;
 
 use std::borrow::Cow;
+use std::error::Error;
 use std::fmt;
+use std::io;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value};
@@ -36,6 +38,15 @@ impl Blame {
             Blame::Store => "store",
         }
     }
+
+    const fn framed(self) -> denizen_protocol::Blame {
+        match self {
+            Blame::Caller => denizen_protocol::Blame::Caller,
+            Blame::Function => denizen_protocol::Blame::Function,
+            Blame::Host => denizen_protocol::Blame::Host,
+            Blame::Store => denizen_protocol::Blame::Store,
+        }
+    }
 }
 
 /// Whether the same request may be sent again.
@@ -57,6 +68,46 @@ impl Retry {
             Retry::Unknown => "unknown",
         }
     }
+
+    const fn framed(self) -> denizen_protocol::Retry {
+        match self {
+            Retry::Never => denizen_protocol::Retry::Never,
+            Retry::Safe => denizen_protocol::Retry::Safe,
+            Retry::Unknown => denizen_protocol::Retry::Unknown,
+        }
+    }
+}
+
+impl Kind {
+    /// What a refusal of the operating system means for a caller. `host-fault` unless it is one that the host can be relieved of.
+    pub(crate) fn of_io(error: &io::Error) -> Kind {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::NoSpace,
+            _ if is_out_of_descriptors(error) => Kind::OutOfDescriptors,
+            _ => Kind::HostFault,
+        }
+    }
+}
+
+impl Kind {
+    /// Itself, unless a lack of descriptors is at the bottom of `error`.
+    pub(crate) fn unless_out_of_descriptors(self, error: &(dyn Error + 'static)) -> Kind {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if error.downcast_ref::<io::Error>().is_some_and(is_out_of_descriptors) {
+                return Kind::OutOfDescriptors;
+            }
+            next = error.source();
+        }
+        self
+    }
+}
+
+/// Of this program, or of the machine.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let refusals = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| refusals.contains(&code))
 }
 
 /// One error, on its way to a caller. Boxed: most calls have none.
@@ -159,6 +210,24 @@ impl Problem {
 
     pub(crate) fn has_process(&self) -> bool {
         self.0.process.is_some()
+    }
+
+    /// The same in frames.
+    pub(crate) fn framed(&self) -> denizen_protocol::Problem {
+        let Inner { kind, detail, cause, remedy, retry, retry_after_s, process, invocation, more: _ } =
+            &*self.0;
+        let entry = kind.entry();
+        let (blame, retry) = (entry.blame.framed(), retry.unwrap_or(entry.retry).framed());
+        let after_ms = retry_after_s.unwrap_or(0).saturating_mul(1000);
+        denizen_protocol::Problem {
+            retry_after_ms: u32::try_from(after_ms).unwrap_or(u32::MAX),
+            detail: Some(detail.clone()),
+            cause: cause.clone(),
+            remedy: Some(remedy.as_deref().unwrap_or(entry.remedy).to_owned()),
+            process: process.clone(),
+            invocation: invocation.clone(),
+            ..denizen_protocol::Problem::new(entry.slug, blame, retry)
+        }
     }
 
     /// The document.
@@ -270,6 +339,22 @@ This page is printed from the node's own table (`node/agent/src/problem/kinds.rs
             );
             assert_eq!(Kind::ALL[at].entry().slug, entry.slug);
         }
+    }
+
+    #[test]
+    fn a_lack_of_descriptors_is_found_wherever_it_is() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("a step")]
+        struct Step(#[source] io::Error);
+        let lack = || io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());
+        assert_eq!(Kind::of_io(&lack()), Kind::OutOfDescriptors);
+        assert_eq!(Kind::SandboxUnavailable.unless_out_of_descriptors(&Step(lack())), Kind::OutOfDescriptors);
+        let other = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert_eq!(Kind::of_io(&other), Kind::HostFault);
+        assert_eq!(
+            Kind::SandboxUnavailable.unless_out_of_descriptors(&Step(other)),
+            Kind::SandboxUnavailable
+        );
     }
 
     #[test]

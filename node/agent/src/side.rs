@@ -1,5 +1,6 @@
 //! Threads for work that blocks: making sandboxes, reading and writing files. Executors only wait for their answers.
 
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 use std::sync::mpsc;
 
 use futures_channel::oneshot;
@@ -54,6 +55,28 @@ impl SideThread {
     }
 }
 
+/// A few threads. What concerns one thing is done by one of them, one job after the other, in order; beside it, others do the rest.
+#[derive(Debug)]
+pub(crate) struct SideThreads {
+    threads: Vec<SideThread>,
+}
+
+impl SideThreads {
+    /// Starts `count` of them, at least 1, all of this name.
+    pub(crate) fn start(name: &str, count: usize) -> std::io::Result<SideThreads> {
+        let threads = (0..count.max(1)).map(|_| SideThread::start(name)).collect::<Result<_, _>>()?;
+        Ok(SideThreads { threads })
+    }
+
+    /// The one for `key`, always the same.
+    pub(crate) fn of(&self, key: impl Hash) -> &SideThread {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key);
+        let at = usize::try_from(hash % self.threads.len() as u64).unwrap_or(0);
+        // There is one at least, and none is ever taken out.
+        &self.threads[at]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures_lite::future::block_on;
@@ -67,5 +90,27 @@ mod tests {
             block_on(side.run(|| panic!("on purpose: this test shows that the thread survives it"))).is_err()
         );
         assert_eq!(block_on(side.run(|| 7)).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_long_job_holds_up_what_concerns_the_same_and_little_else() {
+        let threads = SideThreads::start("sides-test", 3).unwrap();
+        let (release, held) = mpsc::channel::<()>();
+        let long = threads.of("long").run(move || held.recv().is_ok());
+        let is_other = |key: &usize| !std::ptr::eq(threads.of(key), threads.of("long"));
+        let others: Vec<_> = (0..64).filter(is_other).collect();
+        assert!(others.len() > 20, "{} of 64", others.len());
+        for key in others {
+            assert_eq!(block_on(threads.of(key).run(move || key)).unwrap(), key);
+        }
+        let order = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        for number in 0..100 {
+            let order = std::sync::Arc::clone(&order);
+            threads.of("long").later(move || order.lock().unwrap().push(number));
+        }
+        release.send(()).unwrap();
+        assert!(block_on(long).unwrap());
+        block_on(threads.of("long").run(|| ())).unwrap();
+        assert!(order.lock().unwrap().iter().copied().eq(0..100));
     }
 }

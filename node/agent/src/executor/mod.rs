@@ -1,9 +1,8 @@
-//! The agent's executors: one pinned thread per core, each with its own ring. The only module that names glommio.
+//! The agent's executors: one pinned thread per core, each with its own poll loop. The only module that names tokio.
 //!
 //! It owns threads, timers, sockets and the adapter to hyper, and must stay small enough to be replaced in a day: the agent is off
-//! the data path, so what is behind this module decides only how fast the HTTP front is. Three habits of glommio shape it: it panics
-//! where io_uring or locked memory is missing (so [`preflight`] looks first, by doing), a panic in a task can hang or abort it (so
-//! [`spawn`] catches panics inside the task), and it cannot poll an arbitrary descriptor (so everything here is a socket).
+//! the data path, so what is behind this module decides only how fast the HTTP front is. Nothing here moves between threads: a task
+//! ends on the executor that it began on, and a wake from the same thread is no system call.
 
 mod net;
 
@@ -15,38 +14,29 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
-use glommio::{LocalExecutorBuilder, Placement};
-use rustix::process::{Resource, getrlimit};
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::LocalSet;
 
 pub(crate) use net::{Closer, ControlReader, ControlWriter, HttpStream, Listener, bind, control_pair};
-
-/// What glommio asks of `RLIMIT_MEMLOCK` before it makes a ring.
-const MIN_LOCKED_BYTES: u64 = 512 << 10;
-/// Depth of each ring, in submissions.
-const RING_DEPTH: usize = 256;
 
 /// How long a task rests that has always been ready.
 const REST: Duration = Duration::from_millis(1);
 
+/// The longest such rest: its sandbox may have something to say that a caller waits for.
+const LONGEST_REST: Duration = Duration::from_millis(20);
+/// Steps that a sandbox may cause without being asked, in a second and at once: a log that is written in earnest has fewer.
+const UNASKED_PER_SECOND: u64 = 40_000;
+const UNASKED_AT_ONCE: u64 = 4_000;
+/// What a step costs for which the task had to be woken, in steps.
+const WAKE_COST: u64 = 8;
+
 /// Why executors cannot run on this machine.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutorError {
-    /// The kernel refuses to make an io_uring.
-    #[error(
-        "io_uring cannot be used here ({0}): the kernel may be older than 5.8, or `kernel.io_uring_disabled` or a container's \
-         system call filter forbids it. Remedy: `sysctl kernel.io_uring_disabled=0`, or run outside of that container"
-    )]
-    NoIoUring(#[source] io::Error),
-    /// Too little memory may be locked.
-    #[error(
-        "only {0} bytes of memory may be locked, and the node's rings need {MIN_LOCKED_BYTES}. Remedy: `ulimit -l 8192` in this \
-         shell, or LimitMEMLOCK=8M in the service"
-    )]
-    LockedMemory(u64),
     /// No processor to pin to.
     #[error("the processors that this program may use cannot be read: {0}")]
     Affinity(#[source] io::Error),
-    /// A thread or its ring could not be made.
+    /// A thread or its poll loop could not be made.
     #[error("executor {index} does not start: {why}")]
     Start {
         /// Which executor, from 0.
@@ -54,17 +44,6 @@ pub enum ExecutorError {
         /// What the system said.
         why: String,
     },
-}
-
-/// Checks, by doing, what glommio would panic about.
-pub(crate) fn preflight() -> Result<(), ExecutorError> {
-    // No current value means unlimited.
-    if let Some(limit) = getrlimit(Resource::Memlock).current
-        && limit < MIN_LOCKED_BYTES
-    {
-        return Err(ExecutorError::LockedMemory(limit));
-    }
-    io_uring::IoUring::new(8).map(drop).map_err(ExecutorError::NoIoUring)
 }
 
 /// The processors that this thread may run on, in order.
@@ -93,7 +72,6 @@ impl Executors {
         F: Fn(S) -> R + Clone + Send + 'static,
         R: Future<Output = ()> + 'static,
     {
-        preflight()?;
         let cpus = processors()?;
         let mut threads = Vec::new();
         for (index, seed) in seeds.into_iter().enumerate() {
@@ -125,18 +103,13 @@ where
 {
     let failed = |why: String| ExecutorError::Start { index, why };
     let (started, starts) = mpsc::channel();
-    let run = move || {
-        // Memory for direct file I/O is never used here: the least possible.
-        let builder =
-            LocalExecutorBuilder::new(Placement::Fixed(cpu)).io_memory(64 << 10).ring_depth(RING_DEPTH);
-        match builder.make() {
-            Ok(executor) => {
-                let _ = started.send(Ok(()));
-                executor.run(guarded(body(seed)));
-            }
-            Err(error) => {
-                let _ = started.send(Err(error.to_string()));
-            }
+    let run = move || match pinned_runtime(cpu) {
+        Ok(runtime) => {
+            let _ = started.send(Ok(()));
+            LocalSet::new().block_on(&runtime, guarded(body(seed)));
+        }
+        Err(error) => {
+            let _ = started.send(Err(error.to_string()));
         }
     };
     let name = format!("executor-{index}");
@@ -149,16 +122,17 @@ where
     }
 }
 
-/// Runs `future` on this executor, beside everything else. A panic in it ends only itself.
-///
-/// It begins after the caller has yielded: glommio would run it up to its first wait inside this call, while the caller may hold
-/// a borrow that it needs.
+/// Pins this thread and makes its poll loop.
+fn pinned_runtime(cpu: usize) -> io::Result<Runtime> {
+    let mut only = rustix::thread::CpuSet::new();
+    only.set(cpu);
+    rustix::thread::sched_setaffinity(None, &only)?;
+    Builder::new_current_thread().enable_io().enable_time().build()
+}
+
+/// Runs `future` on this executor, beside everything else, from the caller's next wait on. A panic in it ends only itself.
 pub(crate) fn spawn(future: impl Future<Output = ()> + 'static) {
-    let later = async {
-        futures_lite::future::yield_now().await;
-        future.await;
-    };
-    glommio::spawn_local(guarded(later)).detach();
+    tokio::task::spawn_local(guarded(future));
 }
 
 async fn guarded(future: impl Future<Output = ()>) {
@@ -169,31 +143,51 @@ async fn guarded(future: impl Future<Output = ()>) {
 
 /// Waits.
 pub(crate) async fn sleep(wait: Duration) {
-    glommio::timer::sleep(wait).await;
+    tokio::time::sleep(wait).await;
 }
 
 /// A task whose work comes from a sandbox, which may never run out of it.
 ///
-/// Yielding is not enough: glommio looks at sockets and timers only when no task is ready, or its preemption timer fires, after 100 ms.
-/// (A shorter timer is no remedy: at 1 ms wakes between executors got lost.) So such a task sleeps, which slows the sandbox down, too.
+/// Yielding would be fair to the other tasks, and give the flood all the rest of the core. So such a task sleeps, which slows the
+/// sandbox down, too: after many steps in a row, nine times as long as they took; and when there is more of what nobody asked for than
+/// there may be, however it is spread. A sandbox that sends a little each time that it was heard would never be in a row.
 #[derive(Debug)]
 pub(crate) struct Pace {
     in_a_row: u32,
     limit: u32,
+    /// When the present row began.
+    begun: Instant,
+    /// The task was woken for the next step.
+    woken: bool,
+    unasked: Bucket,
 }
 
 impl Pace {
     /// Rests after `limit` steps without a wait.
-    pub(crate) const fn new(limit: u32) -> Pace {
-        Pace { in_a_row: 0, limit }
+    pub(crate) fn new(limit: u32) -> Pace {
+        let now = Instant::now();
+        Pace { in_a_row: 0, limit, begun: now, woken: false, unasked: Bucket { level: 0, since: now } }
     }
 
     /// To be called for each step, before the next.
     pub(crate) async fn step(&mut self) {
         self.in_a_row += 1;
+        if self.in_a_row == 2 {
+            // Mostly there is no second one, and the clock costs as much as a step.
+            self.begun = Instant::now();
+        }
         if self.in_a_row >= self.limit {
             self.in_a_row = 0;
-            sleep(REST).await;
+            sleep(rest_after(self.begun.elapsed())).await;
+        }
+    }
+
+    /// To be called for each step that is owed to the sandbox alone: no call asked for it.
+    pub(crate) async fn unasked(&mut self) {
+        let cost = if std::mem::take(&mut self.woken) { WAKE_COST } else { 1 };
+        if let Some(rest) = self.unasked.add(cost, Instant::now()) {
+            self.in_a_row = 0;
+            sleep(rest).await;
         }
     }
 
@@ -204,7 +198,37 @@ impl Pace {
             return more;
         }
         self.in_a_row = 0;
-        more.await
+        let more = more.await;
+        self.woken = true;
+        more
+    }
+}
+
+/// So that work takes a tenth of the time.
+fn rest_after(work: Duration) -> Duration {
+    (work * 9).clamp(REST, LONGEST_REST)
+}
+
+/// Lets through so much at once, and so much in each second.
+#[derive(Debug)]
+struct Bucket {
+    level: u64,
+    /// As of when.
+    since: Instant,
+}
+
+impl Bucket {
+    /// How long to wait, if at all, until so much may come.
+    fn add(&mut self, cost: u64, now: Instant) -> Option<Duration> {
+        let drained = now.saturating_duration_since(self.since).as_micros() * u128::from(UNASKED_PER_SECOND)
+            / 1_000_000;
+        if drained > 0 {
+            self.level = self.level.saturating_sub(u64::try_from(drained).unwrap_or(u64::MAX));
+            self.since = now;
+        }
+        self.level += cost;
+        let over = self.level.checked_sub(UNASKED_AT_ONCE).filter(|over| *over > 0)?;
+        Some(Duration::from_micros(over * 1_000_000 / UNASKED_PER_SECOND).max(REST))
     }
 }
 
@@ -219,7 +243,7 @@ pub(crate) async fn within<T>(limit: Duration, future: impl Future<Output = T>) 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Arc, Mutex};
 
@@ -305,6 +329,34 @@ mod tests {
             sleep(Duration::from_millis(20)).await;
             assert_eq!(*held.borrow(), 2);
         });
+    }
+
+    #[test]
+    fn work_that_never_ends_gets_a_tenth_of_the_time() {
+        assert_eq!(rest_after(Duration::from_micros(500)), Duration::from_micros(4500));
+        assert_eq!(rest_after(Duration::ZERO), REST);
+        assert_eq!(rest_after(Duration::from_secs(1)), LONGEST_REST);
+    }
+
+    /// On a clock that is an argument: whoever sends one thing each time that it was heard gets a fifth of a core and no more.
+    #[test]
+    fn what_nobody_asked_for_is_limited_however_it_is_spread() {
+        for (cost, each_us) in [(1, 2), (WAKE_COST, 15)] {
+            let begun = Instant::now();
+            let (mut bucket, mut now) = (Bucket { level: 0, since: begun }, begun);
+            let mut steps = 0;
+            while now < begun + Duration::from_secs(10) {
+                now += Duration::from_micros(each_us);
+                steps += 1;
+                now += bucket.add(cost, now).unwrap_or_default();
+            }
+            let may = (UNASKED_AT_ONCE + 10 * UNASKED_PER_SECOND) / cost;
+            assert!((may * 9 / 10..=may + 1).contains(&steps), "{steps} steps of {cost}, {may} may be");
+        }
+        // What is written in earnest is never held up.
+        let begun = Instant::now();
+        let mut bucket = Bucket { level: 0, since: begun };
+        assert!((0..100_000).all(|step| bucket.add(1, begun + Duration::from_micros(30 * step)).is_none()));
     }
 
     #[test]

@@ -1,18 +1,22 @@
 //! Sockets on an executor: the listener, the stream that hyper reads and writes, and the two halves of a sandbox's control socket.
+//!
+//! A socket is watched for reading only. Whether it takes bytes is tried; one that does not is watched for writing for as long as that
+//! lasts ([`Outlet`]): otherwise each reply that a caller reads would wake the executor once more, for nothing.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use glommio::net::{TcpListener, TcpStream, UnixStream};
-use rustix::io::IoSlice;
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::io::{Errno, IoSlice};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, Ready};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -41,7 +45,8 @@ pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<(SocketAddr,
 
 fn listening(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if shared {
         sockopt::set_socket_reuseport(&socket, true)?;
@@ -51,18 +56,26 @@ fn listening(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Registers a socket with this executor's poll loop.
+fn watch(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` gives the same descriptor whenever it is asked and closes it only when it is dropped, and the `AsyncFd`
+    // never gives it away.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
+}
+
 /// A listening socket on this executor.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    inner: TcpListener,
+    inner: AsyncFd<OwnedFd>,
 }
 
 impl Listener {
     /// Takes a socket from [`bind`] to this executor.
-    pub(crate) fn adopt(socket: OwnedFd) -> Listener {
-        // SAFETY: the descriptor was owned by `socket`, which gave it up, and is a listening TCP socket.
-        let inner = unsafe { TcpListener::from_raw_fd(socket.into_raw_fd()) };
-        Listener { inner }
+    ///
+    /// # Errors
+    /// The system's, where the socket cannot be watched.
+    pub(crate) fn adopt(socket: OwnedFd) -> io::Result<Listener> {
+        Ok(Listener { inner: watch(socket, Interest::READABLE)? })
     }
 
     /// The next connection.
@@ -70,26 +83,72 @@ impl Listener {
     /// # Errors
     /// Out of descriptors or memory, or a connection that was gone before it was accepted. The listener stays usable.
     pub(crate) async fn accept(&self) -> io::Result<HttpStream> {
-        let inner = self.inner.accept().await?;
-        // SAFETY: the descriptor is open for as long as `inner` lives.
-        let fd = unsafe { BorrowedFd::borrow_raw(inner.as_raw_fd()) };
-        // Programs that this one starts (a compiler, the spawner) must not keep a caller's connection open.
-        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
-        sockopt::set_tcp_nodelay(fd, true)?;
-        let fd = Cell::new(Some(inner.as_raw_fd()));
-        let closer = Closer(Rc::new(Handle { fd, stuck_since: Cell::new(None) }));
-        Ok(HttpStream { inner, closer })
+        // Not inherited: programs that this one starts (a compiler, the spawner) must not keep a caller's connection open.
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = loop {
+            let mut guard = self.inner.readable().await?;
+            match rustix::net::accept_with(&self.inner, flags) {
+                Ok(socket) => break socket,
+                Err(Errno::AGAIN) => guard.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        HttpStream::adopt(socket)
+    }
+}
+
+impl Listener {
+    /// Takes the next connection, if one waits, only to write `answer` and close it.
+    pub(crate) fn turn_away(&self, answer: &[u8]) -> io::Result<()> {
+        let socket = rustix::net::accept_with(&self.inner, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        // What has come is read: a close over it would reset the connection, and the answer with it.
+        READ_SCRATCH.with(|scratch| {
+            let _ = rustix::net::recv(&socket, scratch.borrow_mut().as_mut_slice(), RecvFlags::DONTWAIT);
+        });
+        rustix::net::send(&socket, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+        Ok(rustix::net::shutdown(&socket, rustix::net::Shutdown::Write)?)
     }
 }
 
 /// A caller's connection, as hyper wants it.
 #[derive(Debug)]
 pub(crate) struct HttpStream {
-    inner: TcpStream,
+    inner: AsyncFd<OwnedFd>,
+    outlet: Outlet,
     closer: Closer,
 }
 
 impl HttpStream {
+    /// Takes a connection to this executor.
+    ///
+    /// # Errors
+    /// The system's, where the socket cannot be watched.
+    pub(crate) fn adopt(socket: OwnedFd) -> io::Result<HttpStream> {
+        let fd = Cell::new(Some(socket.as_raw_fd()));
+        let closer = Closer(Rc::new(Handle { fd, stuck_since: Cell::new(None) }));
+        let inner = watch(socket, Interest::READABLE)?;
+        Ok(HttpStream { inner, outlet: Outlet::default(), closer })
+    }
+
+    /// Gives the connection up, so that another executor can [`HttpStream::adopt`] it.
+    ///
+    /// # Errors
+    /// Out of descriptors: for a moment it takes two.
+    pub(crate) fn give_up(self) -> io::Result<OwnedFd> {
+        Ok(rustix::io::fcntl_dupfd_cloexec(&self.inner, 0)?)
+    }
+
+    /// Has the kernel find out whether the peer of a quiet connection is still there.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn keep_alive(&self, quiet: Duration) -> io::Result<()> {
+        sockopt::set_socket_keepalive(&self.inner, true)?;
+        Ok(sockopt::set_tcp_keepidle(&self.inner, quiet)?)
+    }
+
     /// The way to end the connection from another task of this executor.
     pub(crate) fn closer(&self) -> Closer {
         self.closer.clone()
@@ -134,7 +193,7 @@ impl Closer {
 
 impl hyper::rt::Read for HttpStream {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         mut to: hyper::rt::ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
@@ -143,17 +202,91 @@ impl hyper::rt::Read for HttpStream {
             let mut scratch = scratch.borrow_mut();
             let limit = to.remaining().min(scratch.len());
             let room = scratch.get_mut(..limit).unwrap_or_default();
-            let count = ready!(Pin::new(&mut self.inner).poll_read(cx, room))?;
+            let count = ready!(poll_receive(&self.inner, cx, room))?;
             to.put_slice(room.get(..count).unwrap_or_default());
             Poll::Ready(Ok(()))
         })
     }
 }
 
+/// Reads what there is, at least one byte; 0 is the end.
+fn poll_receive(socket: &AsyncFd<OwnedFd>, cx: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
+    loop {
+        let mut guard = ready!(socket.poll_read_ready(cx))?;
+        match rustix::net::recv(socket, &mut *to, RecvFlags::DONTWAIT) {
+            Ok((count, _)) => {
+                // Less than there is room for was all: what comes later is announced anew. That saves a system call per message.
+                // The end is no news, so it must be found again.
+                if count > 0 && count < to.len() {
+                    guard.clear_ready_matching(Ready::READABLE);
+                }
+                return Poll::Ready(Ok(count));
+            }
+            Err(Errno::AGAIN) => guard.clear_ready(),
+            Err(Errno::INTR) => {}
+            Err(error) => return Poll::Ready(Err(error.into())),
+        }
+    }
+}
+
+/// Where bytes leave: watched while the socket takes none.
+#[derive(Debug, Default)]
+struct Outlet {
+    /// A duplicate, because a descriptor is watched once, and the socket's own is watched for reading.
+    watched: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Outlet {
+    fn poll_send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match send_now(socket, pieces) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => {
+                    self.watched = None;
+                    return Poll::Ready(sent);
+                }
+            }
+            let watched = match &self.watched {
+                Some(watched) => watched,
+                None => {
+                    let copy = rustix::io::fcntl_dupfd_cloexec(socket, 0)?;
+                    self.watched.insert(watch(copy, Interest::WRITABLE)?)
+                }
+            };
+            ready!(watched.poll_write_ready(cx))?.clear_ready();
+        }
+    }
+}
+
+fn send_now(socket: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let mut nothing = rustix::net::SendAncillaryBuffer::default();
+    loop {
+        match rustix::net::sendmsg(socket, pieces, &mut nothing, flags) {
+            Err(Errno::INTR) => {}
+            sent => return Ok(sent?),
+        }
+    }
+}
+
 impl hyper::rt::Write for HttpStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        let stuck = &self.closer.0.stuck_since;
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let HttpStream { inner, outlet, closer } = &mut *self;
+        let written = outlet.poll_send(inner.as_fd(), cx, pieces);
+        let stuck = &closer.0.stuck_since;
         match &written {
             Poll::Pending if stuck.get().is_none() => stuck.set(Some(Instant::now())),
             Poll::Pending => {}
@@ -162,36 +295,40 @@ impl hyper::rt::Write for HttpStream {
         written
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_close(cx)
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match rustix::net::shutdown(&self.inner, rustix::net::Shutdown::Write) {
+            // The caller was faster.
+            Ok(()) | Err(Errno::NOTCONN) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
     }
 }
 
 /// The two halves of a sandbox's UNIX stream socket, on this executor. Both own the socket; it closes when both are gone.
 pub(crate) fn control_pair(socket: OwnedFd) -> io::Result<(ControlReader, ControlWriter)> {
     let write_half = rustix::io::fcntl_dupfd_cloexec(&socket, 0)?;
-    Ok((ControlReader { inner: adopt(socket) }, ControlWriter { socket: write_half }))
-}
-
-fn adopt(socket: OwnedFd) -> UnixStream {
-    // SAFETY: the descriptor was owned by `socket`, which gave it up, and is a connected UNIX stream socket.
-    unsafe { UnixStream::from_raw_fd(socket.into_raw_fd()) }
+    let inner = watch(socket, Interest::READABLE)?;
+    Ok((ControlReader { inner }, ControlWriter { socket: write_half }))
 }
 
 /// What a sandbox sends.
 #[derive(Debug)]
 pub(crate) struct ControlReader {
-    inner: UnixStream,
+    inner: AsyncFd<OwnedFd>,
 }
 
 impl ControlReader {
     /// Reads what there is, at least one byte; 0 is the end.
     pub(crate) async fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        self.inner.read(to).await
+        poll_fn(|cx| poll_receive(&self.inner, cx, to)).await
     }
 }
 
@@ -201,28 +338,32 @@ pub(crate) struct ControlWriter {
     socket: OwnedFd,
 }
 
+impl AsFd for ControlWriter {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 impl ControlWriter {
     /// Sends what the socket takes at once, from several pieces; `WouldBlock` where it takes nothing.
     pub(crate) fn try_send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        Ok(rustix::net::sendmsg(
-            &self.socket,
-            pieces,
-            &mut rustix::net::SendAncillaryBuffer::default(),
-            flags,
-        )?)
+        send_now(self.socket.as_fd(), pieces)
     }
 
-    /// Sends everything, waiting for room. Rare enough to make its waiting stream anew each time.
-    pub(crate) async fn send_all(&self, bytes: &[u8]) -> io::Result<()> {
-        adopt(rustix::io::fcntl_dupfd_cloexec(&self.socket, 0)?).write_all(bytes).await
+    /// Sends everything, waiting for room.
+    pub(crate) async fn send_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let mut outlet = Outlet::default();
+        while !bytes.is_empty() {
+            let sent =
+                poll_fn(|cx| outlet.poll_send(self.socket.as_fd(), cx, &[IoSlice::new(bytes)])).await?;
+            bytes = bytes.get(sent..).unwrap_or_default();
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use hyper::rt::Write;
 
     use super::super::tests::on_executor;
@@ -232,7 +373,7 @@ mod tests {
     fn a_caller_who_takes_nothing_is_noticed_until_it_does() {
         on_executor(|()| async {
             let (address, mut sockets) = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
-            let listener = Listener::adopt(sockets.remove(0));
+            let listener = Listener::adopt(sockets.remove(0)).unwrap();
             let mut caller = std::net::TcpStream::connect(address).unwrap();
             let mut stream = listener.accept().await.unwrap();
             let (closer, bytes) = (stream.closer(), vec![0; 1 << 20]);
@@ -243,6 +384,22 @@ mod tests {
             std::thread::spawn(move || io::copy(&mut caller, &mut io::sink()));
             poll_fn(|cx| Pin::new(&mut stream).poll_write(cx, &bytes)).await.unwrap();
             assert_eq!(closer.stuck_since(), None);
+        });
+    }
+
+    #[test]
+    fn a_caller_who_cannot_be_served_is_told_so() {
+        use std::io::{Read, Write};
+        on_executor(|()| async {
+            let (address, mut sockets) = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+            let listener = Listener::adopt(sockets.remove(0)).unwrap();
+            assert!(listener.turn_away(b"nobody is there").is_err());
+            let mut caller = std::net::TcpStream::connect(address).unwrap();
+            caller.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+            listener.turn_away(b"full").unwrap();
+            let mut told = String::new();
+            caller.read_to_string(&mut told).unwrap();
+            assert_eq!(told, "full");
         });
     }
 }

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use denizen_sched::{Create, ProcessName};
+use denizen_wire::Durability;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response};
@@ -11,26 +12,25 @@ use hyper::{Request, Response};
 use super::body::FrontBody;
 use super::routes::{self, Name};
 use super::{Answer, problem_answer};
-use crate::home::{App, Home};
+use crate::calls::{self, Ended, Failed};
+use crate::home::Home;
 use crate::problem::{Kind, Problem};
-use crate::process::{self, Asked, Parts, Process, RemoteBody, Replied};
+use crate::process::{Asked, Parts, Process, RemoteBody, Replied};
 
-const PROCESS: HeaderName = HeaderName::from_static("denizen-process");
+pub(super) const PROCESS: HeaderName = HeaderName::from_static("denizen-process");
 const PROCESS_ALIAS: HeaderName = HeaderName::from_static("x-process-id");
 const CREATE: HeaderName = HeaderName::from_static("denizen-create");
 const DEADLINE: HeaderName = HeaderName::from_static("denizen-deadline-ms");
 const INVOCATION: HeaderName = HeaderName::from_static("denizen-invocation");
-const DURABILITY: HeaderName = HeaderName::from_static("denizen-durability");
-const COMMIT: HeaderName = HeaderName::from_static("denizen-commit");
+pub(super) const DURABILITY: HeaderName = HeaderName::from_static("denizen-durability");
+pub(super) const COMMIT: HeaderName = HeaderName::from_static("denizen-commit");
 const EPOCH: HeaderName = HeaderName::from_static("denizen-epoch");
-
-/// Names that are tried for a new process before its home is left to chance.
-const NAME_TRIES: usize = 64;
 
 /// What the headers of a call say.
 struct Wishes<'a> {
     create: Option<Create>,
     deadline: Option<Duration>,
+    durability: Durability,
     /// Empty where there is none.
     content_type: &'a str,
 }
@@ -50,37 +50,17 @@ pub(super) async fn call(
     image.function(app.name.as_str(), function)?;
     let wishes = wishes(&head.headers)?;
     let named = named(process, &head.headers)?;
-    let explicit = image.creates_explicitly();
-    let create = wishes.create.unwrap_or(if explicit { Create::Never } else { Create::IfMissing });
-    let create = if explicit { Create::Never } else { create };
+    let create = image.creates(wishes.create == Some(Create::Never));
     drop(image);
-    let asked =
-        Asked { function, content_type: wishes.content_type, deadline: wishes.deadline, create, body };
-    match named {
-        Some(name) => at(home, &app, &name, asked).await,
-        None => anywhere(home, &app, asked).await,
-    }
-}
-
-/// Calls a process that has a name.
-async fn at(home: &Rc<Home>, app: &Rc<App>, name: &str, asked: Asked<'_>) -> Result<Answer, Problem> {
-    let executor = home.node.home_of(app.name.as_str(), name);
-    if executor == home.index {
-        let process = home.process(app, name)?;
-        return Ok(here(home, &process, asked).await);
-    }
-    let (app, name) = (app.name.as_str().to_owned(), name.to_owned());
-    let Asked { function, content_type, deadline, create, body } = asked;
-    let (function, content_type) = (function.to_owned(), content_type.to_owned());
-    let work = move |home: Rc<Home>| async move {
-        let asked = Asked { function: &function, content_type: &content_type, deadline, create, body };
-        across(&home, &app, &name, asked).await
+    let asked = Asked {
+        function,
+        content_type: wishes.content_type,
+        deadline: wishes.deadline,
+        durability: wishes.durability,
+        create,
+        body: body.into(),
     };
-    let crossing = home.on(executor, work).await??;
-    Ok(crossing.map(|body| match body {
-        Crossing::Whole(bytes) => FrontBody::whole(bytes),
-        Crossing::Streamed(body) => FrontBody::Remote(body),
-    }))
+    calls::call(home, &app, named.as_deref(), asked).await.map(answer_of)
 }
 
 /// A body on its way to the executor of the caller's connection.
@@ -89,44 +69,53 @@ enum Crossing {
     Streamed(RemoteBody),
 }
 
-async fn across(
-    home: &Rc<Home>,
-    app: &str,
-    name: &str,
-    asked: Asked<'_>,
-) -> Result<Response<Crossing>, Problem> {
-    let app = home.app(app)?;
-    let process = home.process(&app, name)?;
-    let answer = here(home, &process, asked).await;
-    Ok(answer.map(|body| match body {
-        FrontBody::Reply(reply) => Crossing::Streamed(reply.cross()),
-        FrontBody::Whole(bytes) => Crossing::Whole(bytes.unwrap_or_default()),
-        // No call answers with these.
-        FrontBody::Remote(_) | FrontBody::Log(_) => Crossing::Whole(Bytes::new()),
-    }))
-}
-
-/// Calls a process that lives on this executor.
-async fn here(home: &Rc<Home>, process: &Rc<Process>, asked: Asked<'_>) -> Answer {
-    let replied = process::call(home, process, asked).await;
-    process.app.maybe_free(process);
-    if replied
-        .as_ref()
-        .is_err_and(|problem| matches!(problem.kind(), Kind::UnknownProcess | Kind::TooManyProcesses))
-    {
-        home.let_go(process);
+impl Crossing {
+    fn of(body: FrontBody) -> Crossing {
+        match body {
+            FrontBody::Reply(reply) => Crossing::Streamed(reply.cross()),
+            FrontBody::Remote(body) => Crossing::Streamed(body),
+            FrontBody::Whole(bytes) => Crossing::Whole(bytes.unwrap_or_default()),
+            // No process answers with it.
+            FrontBody::Log(_) => Crossing::Whole(Bytes::new()),
+        }
     }
-    match replied {
-        Ok(replied) => reply_answer(process, replied),
-        Err(problem) => failure_answer(process, problem),
+
+    fn arrived(self) -> FrontBody {
+        match self {
+            Crossing::Whole(bytes) => FrontBody::whole(bytes),
+            Crossing::Streamed(body) => FrontBody::Remote(body),
+        }
     }
 }
 
-fn reply_answer(process: &Process, replied: Replied) -> Answer {
-    let Replied { invocation, content_type, commit, epoch, body } = replied;
+/// Has another executor give the answer.
+pub(super) async fn cross<F, R>(home: &Rc<Home>, executor: usize, work: F) -> Result<Answer, Problem>
+where
+    F: FnOnce(Rc<Home>) -> R + Send + 'static,
+    R: Future<Output = Result<Answer, Problem>>,
+{
+    let work = move |home: Rc<Home>| async move { work(home).await.map(|answer| answer.map(Crossing::of)) };
+    Ok(home.on(executor, work).await??.map(Crossing::arrived))
+}
+
+fn answer_of(ended: Ended) -> Answer {
+    let Ended { process, result } = ended;
+    match result {
+        Ok(replied) => reply_to(process, replied),
+        Err(failed) => failure_to(process, failed),
+    }
+}
+
+pub(super) fn reply_answer(process: &Process, replied: Replied) -> Answer {
+    reply_to(process.header.clone(), replied)
+}
+
+fn reply_to(process: HeaderValue, replied: Replied) -> Answer {
+    let Replied { invocation, content_type, commit, durability, epoch_header, body, .. } = replied;
     let body = match body {
         Parts::Whole(bytes) => FrontBody::whole(bytes),
         Parts::Streamed(body) => FrontBody::Reply(body),
+        Parts::Remote(body) => FrontBody::Remote(body),
     };
     let mut answer = Response::new(body);
     let headers = answer.headers_mut();
@@ -134,25 +123,29 @@ fn reply_answer(process: &Process, replied: Replied) -> Answer {
     if let Some(content_type) = content_type {
         headers.insert(CONTENT_TYPE, content_type);
     }
-    headers.insert(PROCESS, process.header.clone());
+    headers.insert(PROCESS, process);
     headers.insert(INVOCATION, header_value(&invocation));
-    headers.insert(DURABILITY, HeaderValue::from_static("process"));
+    headers.insert(DURABILITY, level_header(durability));
     headers.insert(COMMIT, HeaderValue::from(commit));
-    headers.insert(EPOCH, epoch);
+    headers.insert(EPOCH, epoch_header);
     answer
 }
 
-fn failure_answer(process: &Process, problem: Problem) -> Answer {
-    let problem = if problem.has_process() { problem } else { problem.process(process.name.as_str()) };
+pub(super) fn failure_answer(process: &Process, problem: Problem) -> Answer {
+    failure_to(process.header.clone(), Failed::at(process, problem))
+}
+
+fn failure_to(process: HeaderValue, failed: Failed) -> Answer {
+    let Failed { problem, standing } = failed;
     let mut answer = problem_answer(&problem);
     let headers = answer.headers_mut();
-    headers.insert(PROCESS, process.header.clone());
+    headers.insert(PROCESS, process);
     if let Some(invocation) = problem.invocation_name() {
         headers.insert(INVOCATION, header_value(invocation));
     }
-    if let Some(serving) = process.serving() {
-        headers.insert(EPOCH, serving.epoch_header.clone());
-        headers.insert(COMMIT, HeaderValue::from(serving.commit()));
+    if let Some(standing) = standing {
+        headers.insert(EPOCH, standing.epoch_header);
+        headers.insert(COMMIT, HeaderValue::from(standing.commit));
     }
     answer
 }
@@ -160,61 +153,6 @@ fn failure_answer(process: &Process, problem: Problem) -> Answer {
 /// Invocation names are visible ASCII; we make them.
 fn header_value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-/// Calls any process that is free, or a new one; where there may be no more, the one with the fewest calls.
-async fn anywhere(home: &Rc<Home>, app: &Rc<App>, asked: Asked<'_>) -> Result<Answer, Problem> {
-    if let Some(process) = app.take_free() {
-        return Ok(here(home, &process, asked).await);
-    }
-    if asked.create == Create::Never {
-        let name = existing(home, app).await?;
-        return at(home, app, &name, asked).await;
-    }
-    let name = fresh_name(home, app)?;
-    let process = home.process(app, &name)?;
-    // Whether it may be created is known before the body is touched, which can be read only once.
-    match process.active(home, Create::IfMissing).await {
-        Ok(_) => Ok(here(home, &process, asked).await),
-        Err(problem) if problem.kind() == Kind::TooManyProcesses => {
-            home.let_go(&process);
-            let name = existing(home, app).await.map_err(|_| problem)?;
-            at(home, app, &name, asked).await
-        }
-        Err(problem) => Ok(failure_answer(&process, problem)),
-    }
-}
-
-/// A process that exists: one that serves here, or any.
-async fn existing(home: &Rc<Home>, app: &Rc<App>) -> Result<String, Problem> {
-    if let Some(process) = app.least_busy() {
-        return Ok(process.name.to_string());
-    }
-    let list = home.node.scheduler.list(Some(app.name.clone())).await;
-    let first = list.unwrap_or_default().into_iter().next().map(|record| record.process.to_string());
-    let none = || {
-        Problem::new(
-            Kind::UnknownProcess,
-            format!("{} has no process, and the call may not create one", app.name),
-        )
-    };
-    first.ok_or_else(none)
-}
-
-/// A name for a new process whose home is this executor, so that nothing need be forwarded.
-fn fresh_name(home: &Home, app: &App) -> Result<String, Problem> {
-    let mut name = String::new();
-    for _ in 0..NAME_TRIES {
-        let random = crate::token::random_hex::<8>();
-        name = format!(
-            "p-{}",
-            random.map_err(|error| Problem::new(Kind::HostFault, "no random numbers").cause(error))?
-        );
-        if home.node.home_of(app.name.as_str(), &name) == home.index {
-            break;
-        }
-    }
-    Ok(name)
 }
 
 fn named<'a>(path: Option<Name<'a>>, headers: &'a HeaderMap) -> Result<Option<Name<'a>>, Problem> {
@@ -258,20 +196,55 @@ fn wishes(headers: &HeaderMap) -> Result<Wishes<'_>, Problem> {
         Some(value) if value.eq_ignore_ascii_case(b"never") => Some(Create::Never),
         Some(_) => return Err(bad("Denizen-Create can only be `never`")),
     };
-    let deadline = match headers.get(DEADLINE) {
-        None => None,
-        Some(value) => {
-            let number = value.to_str().ok().and_then(|text| text.trim().parse().ok()).filter(|ms| *ms > 0);
-            let wrong = || bad("Denizen-Deadline-Ms must be a whole number of milliseconds, at least 1");
-            Some(Duration::from_millis(number.ok_or_else(wrong)?))
-        }
-    };
+    let (deadline, durability) = (deadline(headers)?, durability(headers)?);
     let content_type = match headers.get(CONTENT_TYPE).map(HeaderValue::to_str) {
         None => "",
         Some(Ok(text)) if denizen_wire::ReplyHead::accepts(text) => text,
         Some(_) => return Err(bad("Content-Type must be at most 1024 bytes of visible ASCII")),
     };
-    Ok(Wishes { create, deadline, content_type })
+    Ok(Wishes { create, deadline, durability, content_type })
+}
+
+/// The caller's own deadline.
+///
+/// # Errors
+/// `bad-header`.
+pub(super) fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
+    let Some(value) = headers.get(DEADLINE) else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|text| text.trim().parse().ok()).filter(|ms| *ms > 0);
+    let wrong = "Denizen-Deadline-Ms must be a whole number of milliseconds, at least 1";
+    number.map(|ms| Some(Duration::from_millis(ms))).ok_or_else(|| Problem::new(Kind::BadHeader, wrong))
+}
+
+/// What the caller wants its commit to survive, at least.
+///
+/// # Errors
+/// `bad-header`.
+pub(super) fn durability(headers: &HeaderMap) -> Result<Durability, Problem> {
+    match headers.get(DURABILITY).map(HeaderValue::as_bytes) {
+        None => Ok(Durability::Process),
+        Some(value) => {
+            level(value).map_err(|why| Problem::new(Kind::BadHeader, format!("Denizen-Durability {why}")))
+        }
+    }
+}
+
+/// A level by its name, or what is wrong with it.
+pub(super) fn level(name: &[u8]) -> Result<Durability, &'static str> {
+    match name {
+        name if name.eq_ignore_ascii_case(b"process") => Ok(Durability::Process),
+        name if name.eq_ignore_ascii_case(b"node") => Ok(Durability::Node),
+        name if name.eq_ignore_ascii_case(b"store") => Err("cannot be `store` yet: use `node`"),
+        _ => Err("can only be `process` or `node`"),
+    }
+}
+
+/// What a reply says that its commit has survived.
+pub(super) const fn level_header(level: Durability) -> HeaderValue {
+    HeaderValue::from_static(match level {
+        Durability::Process => "process",
+        Durability::Node => "node",
+    })
 }
 
 #[cfg(test)]
@@ -292,6 +265,8 @@ mod tests {
             (("denizen-deadline-ms", "0"), "Denizen-Deadline-Ms"),
             (("denizen-deadline-ms", "-5"), "Denizen-Deadline-Ms"),
             (("denizen-create", "maybe"), "Denizen-Create"),
+            (("denizen-durability", "disk"), "Denizen-Durability"),
+            (("denizen-durability", "store"), "yet"),
         ] {
             let problem = wishes(&headers(&[pair])).err().expect("it is wrong");
             assert_eq!(problem.kind(), Kind::BadHeader);

@@ -1,7 +1,10 @@
 //! The open connections of an executor. One that says nothing for long, or takes nothing of its answer, is closed, so that callers
-//! who open connections and leave them, or send their headers a byte at a time, cannot use them all up.
+//! who open connections and leave them, or send their headers a byte at a time, cannot use them all up. They get a part of the
+//! descriptors that this program may have, so that processes can be started beside them; and where there is none left all the same, one
+//! that is kept in [`Reserve`] lets callers be told.
 
 use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
@@ -10,11 +13,15 @@ use std::time::{Duration, Instant};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 
 use super::body::FrontBody;
-use crate::executor::{self, Closer};
+use crate::executor::{self, Closer, Listener};
 use crate::problem::Problem;
 
 /// How long a connection may be without a request in progress, or take nothing of an answer.
 const QUIET_LIMIT: Duration = Duration::from_secs(75);
+/// Connections that one executor serves at once; further ones wait in the kernel.
+const MOST_CONNECTIONS: u64 = 8192;
+/// Connections of all executors take at most one in so many of the descriptors that this program may have.
+const DESCRIPTORS_PER_CONNECTION: u64 = 4;
 /// How often connections are looked at, while there are any.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 
@@ -43,6 +50,44 @@ struct State {
 /// A request in progress.
 #[derive(Debug)]
 pub(super) struct Busy(Rc<State>);
+
+/// A descriptor that is given up when there is no other, to tell a caller so.
+#[derive(Debug)]
+pub(super) struct Reserve(Option<File>);
+
+impl Reserve {
+    pub(super) fn new() -> Reserve {
+        let mut reserve = Reserve(None);
+        reserve.fill();
+        reserve
+    }
+
+    /// Answers the connection that waits first with `answer` and closes it.
+    pub(super) fn turn_away(&mut self, listener: &Listener, answer: &[u8]) {
+        self.0 = None;
+        if let Err(error) = listener.turn_away(answer) {
+            tracing::debug!("a caller was not told that there are no descriptors: {error}");
+        }
+        self.fill();
+    }
+
+    fn fill(&mut self) {
+        // Without it callers wait until there are descriptors again.
+        self.0 = File::open("/dev/null").ok();
+    }
+}
+
+/// The most connections of one of `executors` executors.
+pub(super) fn most(executors: usize) -> usize {
+    use rustix::process::{Resource, getrlimit};
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    share(descriptors, executors)
+}
+
+fn share(descriptors: u64, executors: usize) -> usize {
+    let share = descriptors / DESCRIPTORS_PER_CONNECTION / (executors as u64).max(1);
+    usize::try_from(share.clamp(1, MOST_CONNECTIONS)).unwrap_or(1)
+}
 
 impl Connections {
     pub(super) fn new() -> Rc<Connections> {
@@ -150,5 +195,17 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.0.requests.set(self.0.requests.get() - 1);
         self.0.quiet_since.set(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_processes() {
+        assert_eq!(share(1024, 2), 128);
+        assert_eq!(share(1 << 20, 1), 8192);
+        assert_eq!(share(0, 4), 1);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use denizen_image::ImageId;
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
@@ -9,10 +10,11 @@ use serde_json::{Value, json};
 
 use super::body::FrontBody;
 use super::routes::Route;
-use super::{Answer, check_token, deploy, json_answer, logs, processes};
+use super::{Answer, check_token, deploy, json_answer, logs, processes, state};
 use crate::home::Home;
+use crate::images::{self, store_problem};
 use crate::problem::{Kind, Problem};
-use crate::process::refused_claim;
+use crate::process::{Ask, refused_claim};
 
 /// Answers everything that is no call.
 pub(super) async fn control(
@@ -31,6 +33,8 @@ pub(super) async fn control(
         (Route::Node, _) => ok(node(home)),
         (Route::Apps, _) => ok(apps(home).await?),
         (Route::Images, _) => ok(images(home).await?),
+        (Route::Image(image), _) => remove_image(home, *image).await,
+        (Route::PruneImages, _) => ok(prune_images(home).await?),
         (Route::AppImage(app), &Method::PUT) => {
             deploy::deploy(home, app, replaces_layout(headers)?, body).await
         }
@@ -42,6 +46,22 @@ pub(super) async fn control(
         (Route::Process(app, process), _) => ok(processes::one(home, app, process).await?),
         (Route::SwapOut(app, process), _) => ok(processes::swap_out(home, app, process).await?),
         (Route::SwapIn(app, process), _) => ok(processes::swap_in(home, app, process).await?),
+        (Route::State(object), _) => {
+            state::state(home, object.clone(), state::list(query)?, headers, body).await
+        }
+        (Route::Key(object, key), method) => {
+            let ask = match *method {
+                Method::PUT => state::put(key.clone(), headers)?,
+                Method::DELETE => Ask::Delete(key.clone()),
+                _ => Ask::Get(key.clone()),
+            };
+            state::state(home, object.clone(), ask, headers, body).await
+        }
+        (Route::Export(object), _) => state::state(home, object.clone(), Ask::Export, headers, body).await,
+        (Route::Import(object), _) => state::state(home, object.clone(), Ask::Import, headers, body).await,
+        (Route::Commit(object, commit), _) => {
+            state::commit(home, object.clone(), *commit, query, headers).await
+        }
         (Route::Logs, _) => logs::read(home, query),
         (Route::Shutdown, _) => {
             home.node.shutdown.ask();
@@ -54,9 +74,10 @@ pub(super) async fn control(
     }
 }
 
-/// Everything that changes something, and the logs: they hold what functions print.
+/// Everything that changes something, and what functions have stored or printed.
 fn needs_token(route: &Route<'_>, method: &Method) -> bool {
-    method != Method::GET || matches!(route, Route::Logs)
+    let shows = matches!(route, Route::Logs | Route::State(_) | Route::Key(..) | Route::Export(_));
+    shows || method != Method::GET
 }
 
 fn replaces_layout(headers: &HeaderMap) -> Result<bool, Problem> {
@@ -75,6 +96,8 @@ fn node(home: &Home) -> Value {
         "dir": node.dir.root(),
         "pid": std::process::id(),
         "executors": node.executors(),
+        "active": node.seats.taken(),
+        "max_active": node.seats.most(),
         "isolation": node.pool.report(),
         "uptime_ms": u64::try_from(node.started.elapsed().as_millis()).unwrap_or(u64::MAX),
     })
@@ -105,17 +128,34 @@ async fn images(home: &Home) -> Result<Value, Problem> {
     let store = home.node.images.clone();
     let listed = home.node.importing.run(move || store.list()).await;
     let listed = listed.map_err(|error| Problem::new(Kind::ShuttingDown, error.to_string()))?;
-    let listed = listed.map_err(|error| deploy::store_problem(&error))?;
+    let listed = listed.map_err(|error| store_problem(&error))?;
     let images: Vec<_> = listed
         .into_iter()
         .map(|image| {
-            let apps = uses
-                .iter()
-                .find(|one| one.image == image.id)
-                .map(|one| one.apps.as_slice())
-                .unwrap_or_default();
-            json!({"image": image.id, "name": image.manifest.name, "bytes": image.bytes, "apps": apps})
+            let used = uses.iter().find(|one| one.image == image.id);
+            json!({
+                "image": image.id,
+                "name": image.manifest.name,
+                "bytes": image.bytes,
+                "apps": used.map(|used| used.apps.as_slice()).unwrap_or_default(),
+                "previous_of": used.map(|used| used.previous_of.as_slice()).unwrap_or_default(),
+                "processes": used.map_or(0, |used| used.processes),
+            })
         })
         .collect();
     Ok(json!({ "images": images }))
+}
+
+async fn remove_image(home: &Home, image: ImageId) -> Result<Answer, Problem> {
+    images::remove(&home.node, image).await?;
+    let mut answer = Response::new(FrontBody::empty());
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    Ok(answer)
+}
+
+async fn prune_images(home: &Home) -> Result<Value, Problem> {
+    let removed = images::prune(&home.node, None).await?;
+    let removed: Vec<_> =
+        removed.into_iter().map(|one| json!({"image": one.image, "bytes": one.bytes})).collect();
+    Ok(json!({ "removed": removed }))
 }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use denizen_image::{Declared, Image, ImportLimits, StoreError};
+use denizen_image::{Declared, Image, ImageId, ImportLimits};
 use denizen_sched::{AppName, ImageRecord};
 use denizen_wire::{Declarations, PayloadKind, StateSummary};
 use hyper::StatusCode;
@@ -22,6 +22,7 @@ use super::{Answer, json_answer};
 use crate::deployed::{Deployed, changed_layouts};
 use crate::executor;
 use crate::home::Home;
+use crate::images::{self, Held, store_problem};
 use crate::problem::{Kind, Problem};
 use crate::process::files::io_problem;
 use crate::process::{Process, discard, probe, refused_claim};
@@ -41,25 +42,32 @@ pub(super) async fn deploy(
     body: Incoming,
 ) -> Result<Answer, Problem> {
     let name = AppName::new(app).map_err(|error| Problem::new(Kind::BadName, error.to_string()))?;
-    let image = import(home, body).await?;
+    let (image, held) = import(home, body).await?;
     let manifest_json = serde_json::to_value(&image.manifest).unwrap_or(Value::Null);
-    let unknown =
-        Declarations { abi_version: 0, functions: vec![], types: vec![], state: StateSummary::default() };
+    let unknown = Declarations {
+        abi_version: 0,
+        functions: vec![],
+        types: vec![],
+        state: StateSummary::default(),
+        recovery: None,
+    };
     let untried = Deployed::new(image.id, image.manifest.clone(), manifest_json, unknown);
     let tried = match probe(&home.node, app, &untried).await {
         Ok(declarations) => check(&image, declarations),
         Err(problem) => Err(problem),
     };
-    let deployed = match tried {
+    let switched = match tried {
         Ok(declarations) => {
-            Arc::new(Deployed::new(image.id, image.manifest.clone(), untried.manifest_json, declarations))
+            let deployed =
+                Arc::new(Deployed::new(image.id, image.manifest, untried.manifest_json, declarations));
+            switch(home, &name, &deployed, replace, held).await.map(|moved| (deployed, moved))
         }
         Err(problem) => {
-            remove_unused(home, &image);
-            return Err(problem);
+            drop(held);
+            Err(problem)
         }
     };
-    let moved = switch(home, &name, &deployed, replace).await.inspect_err(|_| remove_unused(home, &image))?;
+    let (deployed, moved) = switched.inspect_err(|_| remove_unused(home, image.id))?;
     let document = json!({
         "app": name,
         "image": deployed.id,
@@ -71,7 +79,7 @@ pub(super) async fn deploy(
 }
 
 /// Receives the archive and puts it into the store.
-async fn import(home: &Rc<Home>, mut body: Incoming) -> Result<Image, Problem> {
+async fn import(home: &Rc<Home>, mut body: Incoming) -> Result<(Image, Held), Problem> {
     let file = match receive(home, &mut body).await {
         Ok(file) => file,
         Err(problem) => {
@@ -81,14 +89,15 @@ async fn import(home: &Rc<Home>, mut body: Incoming) -> Result<Image, Problem> {
         }
     };
     let node = &home.node;
-    let store = node.images.clone();
+    let (store, holds) = (node.images.clone(), node.held_images.clone());
     let work = move || {
         let mut file = file;
         let rewound = file.rewind();
         rewound.map_err(|error| io_problem("an archive cannot be read", store.dir(), &error))?;
-        store
-            .import_archive(io::BufReader::new(file), &ImportLimits::default())
-            .map_err(|error| store_problem(&error))
+        let image = store.import_archive(io::BufReader::new(file), &ImportLimits::default());
+        let image = image.map_err(|error| store_problem(&error))?;
+        let held = holds.hold(image.id);
+        Ok((image, held))
     };
     node.importing
         .run(work)
@@ -172,6 +181,7 @@ async fn switch(
     name: &AppName,
     image: &Arc<Deployed>,
     replace: bool,
+    held: Held,
 ) -> Result<usize, Problem> {
     let executor = home.node.home_of(name.as_str(), "");
     let (name, image) = (name.clone(), Arc::clone(image));
@@ -179,7 +189,10 @@ async fn switch(
     let (tell, told) = futures_channel::oneshot::channel();
     let job = move |home: Rc<Home>| {
         executor::spawn(async move {
-            let _ = tell.send(switch_here(&home, &name, &image, replace).await);
+            let switched = switch_here(&home, &name, &image, replace).await;
+            // The records name it now, or it was refused.
+            drop(held);
+            let _ = tell.send(switched);
         });
     };
     let stopping = || Problem::new(Kind::ShuttingDown, "the node is shutting down");
@@ -260,6 +273,7 @@ async fn check_layouts(home: &Home, name: &AppName, old: &Deployed, new: &Deploy
     let layouts: Vec<_> =
         changed.iter().map(|(name, old, new)| json!({"name": name, "old": old, "new": new})).collect();
     let remedies = json!([
+        "lead from the old layout to the new one: keep the old type beside it, and write a `#[migrate]` function",
         "keep the old layout, and put what is new into a type of its own",
         "give the changed type another name: objects of the old one stay as they are",
         format!("delete the processes: `denizen rm {name}/PROCESS`"),
@@ -268,44 +282,12 @@ async fn check_layouts(home: &Home, name: &AppName, old: &Deployed, new: &Deploy
     Err(Problem::new(Kind::LayoutChanged, text).with("layouts", json!(layouts)).with("remedies", remedies))
 }
 
-/// Removes an image that was refused, unless some application runs it.
-fn remove_unused(home: &Rc<Home>, image: &Image) {
-    let (home, id) = (Rc::clone(home), image.id);
+/// Removes an image that was refused, unless some record names it from before.
+fn remove_unused(home: &Rc<Home>, image: ImageId) {
+    let home = Rc::clone(home);
     executor::spawn(async move {
-        let Ok(uses) = home.node.scheduler.images().await else { return };
-        if uses.iter().all(|one| one.image != id) {
-            let store = home.node.images.clone();
-            home.node.importing.later(move || {
-                if let Err(error) = store.remove(&id) {
-                    tracing::warn!("a refused image stays in the store: {error}");
-                }
-            });
+        if let Err(problem) = images::prune(&home.node, Some(image)).await {
+            tracing::warn!("a refused image stays in the store: {problem}");
         }
     });
-}
-
-/// What the image store says, as callers hear it.
-pub(super) fn store_problem(error: &StoreError) -> Problem {
-    let kind = match error {
-        StoreError::Binary { source, .. } => binary_kind(source),
-        StoreError::Libraries(_) => Kind::MissingLibrary,
-        StoreError::Io { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
-        {
-            Kind::NoSpace
-        }
-        error if error.is_input() => Kind::BadImage,
-        _ => Kind::HostFault,
-    };
-    Problem::new(kind, error.to_string())
-}
-
-fn binary_kind(error: &denizen_image::elf::ElfError) -> Kind {
-    use denizen_image::elf::ElfError;
-    match error {
-        ElfError::WrongArchitecture { .. } => Kind::WrongArchitecture,
-        ElfError::MissingSymbol { .. } => Kind::MissingSymbol,
-        ElfError::AbiVersion { .. } => Kind::AbiVersion,
-        _ => Kind::PluginUnreadable,
-    }
 }

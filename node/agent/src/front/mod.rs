@@ -11,6 +11,7 @@ mod logs;
 mod origin;
 mod processes;
 pub(crate) mod routes;
+mod state;
 
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -26,15 +27,13 @@ use hyper::{Request, Response, StatusCode};
 
 use crate::executor::{self, HttpStream, Listener};
 use crate::home::Home;
-use crate::problem::{Kind, Problem};
+use crate::problem::{Kind, Problem, is_out_of_descriptors};
 use body::FrontBody;
-use connections::{Connection, Connections};
+use connections::{Connection, Connections, Reserve};
 use routes::Route;
 
 pub(crate) use origin::Hosts;
 
-/// Connections that one executor serves at once; further ones wait in the kernel.
-const CONNECTIONS: usize = 8192;
 /// How long to wait when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Headers of one request.
@@ -45,9 +44,10 @@ pub(crate) type Answer = Response<FrontBody>;
 
 /// Accepts connections for as long as the executor runs.
 pub(crate) async fn accept(home: Rc<Home>, listener: Listener) {
-    let connections = Connections::new();
+    let (connections, most) = (Connections::new(), connections::most(home.node.executors()));
+    let mut reserve = Reserve::new();
     loop {
-        if connections.count() >= CONNECTIONS {
+        if connections.count() >= most {
             executor::sleep(ACCEPT_PAUSE).await;
             continue;
         }
@@ -58,10 +58,22 @@ pub(crate) async fn accept(home: Rc<Home>, listener: Listener) {
             }
             Err(error) => {
                 tracing::warn!("no connection can be accepted: {error}");
+                if is_out_of_descriptors(&error) {
+                    reserve.turn_away(&listener, &no_descriptors());
+                }
                 executor::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+}
+
+/// A whole answer for who cannot be served, as it goes over the wire.
+fn no_descriptors() -> Vec<u8> {
+    let problem =
+        Problem::new(Kind::OutOfDescriptors, "this connection could not be accepted").retry_after_s(1);
+    let body = problem.to_json().to_string();
+    let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\nconnection: close";
+    format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
 async fn converse(home: Rc<Home>, stream: HttpStream, connection: Connection) {

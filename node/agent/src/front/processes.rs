@@ -25,6 +25,8 @@ struct Sandbox {
     idle_ms: Option<u64>,
     invocations: u64,
     commit: u64,
+    durable: u64,
+    state_bytes: u64,
     epoch: u64,
     image: String,
 }
@@ -44,6 +46,8 @@ impl Live {
                 .then(|| u64::try_from(active.quiet_since().elapsed().as_millis()).unwrap_or(u64::MAX)),
             invocations: active.invocations(),
             commit: active.commit(),
+            durable: active.durable(),
+            state_bytes: active.state_bytes(),
             epoch: active.epoch.get(),
             image: active.image.id.to_string(),
         });
@@ -61,6 +65,7 @@ fn document(home: &Home, record: ProcessRecord, live: Option<Live>) -> Value {
         "image": record.image,
         "epoch": record.epoch,
         "commit": record.commit,
+        "durable": record.durable,
         "state_bytes": record.state_bytes,
         "pid": null,
         "idle_ms": null,
@@ -76,10 +81,10 @@ fn document(home: &Home, record: ProcessRecord, live: Option<Live>) -> Value {
     };
     fields.insert("phase".to_owned(), json!(live.phase));
     if let Some(sandbox) = live.sandbox {
-        let Sandbox { pid, idle_ms, invocations, commit, epoch, image } = sandbox;
+        let Sandbox { pid, idle_ms, invocations, commit, durable, state_bytes, epoch, image } = sandbox;
         let seen = json!({
             "pid": pid, "idle_ms": idle_ms, "invocations": invocations, "commit": commit, "epoch": epoch, "image": image,
-            "state_bytes": home.node.state_bytes(record.app.as_str(), record.process.as_str()).unwrap_or(record.state_bytes),
+            "durable": durable, "state_bytes": state_bytes,
         });
         fields.extend(seen.as_object().cloned().unwrap_or_default());
     }
@@ -170,7 +175,10 @@ async fn change(home: &Rc<Home>, app: &str, process: &str, change: Change) -> Re
             Change::SwapOut => process.swap_out(&home).await,
             Change::Delete => process.delete(&home).await,
         };
-        if done.is_err() {
+        // One that exists keeps its log: there is why this failed, and what was lost.
+        if let Err(problem) = &done
+            && (matches!(change, Change::Create) || problem.kind() == Kind::UnknownProcess)
+        {
             home.let_go(&process);
         }
         done.map_err(|problem| problem.process(process.name.as_str()))

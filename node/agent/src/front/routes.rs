@@ -5,12 +5,17 @@
 
 use std::borrow::Cow;
 
+use denizen_image::ImageId;
+use denizen_wire::archive::MAX_KEY;
 use hyper::Method;
 
 use crate::problem::{Kind, Problem};
 
 /// A checked name from a path or a header.
 pub(crate) type Name<'a> = Cow<'a, str>;
+
+/// An application and one of its processes.
+pub(crate) type Object<'a> = (Name<'a>, Name<'a>);
 
 /// What a path names.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,11 +30,19 @@ pub(crate) enum Route<'a> {
     Apps,
     AppImage(Name<'a>),
     Images,
+    Image(ImageId),
+    PruneImages,
     AppProcesses(Name<'a>),
     Processes,
     Process(Name<'a>, Name<'a>),
     SwapOut(Name<'a>, Name<'a>),
     SwapIn(Name<'a>, Name<'a>),
+    State(Object<'a>),
+    /// One object, by its key.
+    Key(Object<'a>, Vec<u8>),
+    Export(Object<'a>),
+    Import(Object<'a>),
+    Commit(Object<'a>, u64),
     Logs,
     Shutdown,
 }
@@ -38,8 +51,15 @@ impl Route<'_> {
     /// The methods that it has, as `Allow` lists them.
     pub(crate) const fn methods(&self) -> &'static str {
         match self {
-            Route::Call { .. } | Route::SwapOut(..) | Route::SwapIn(..) | Route::Shutdown => "POST",
+            Route::Call { .. }
+            | Route::SwapOut(..)
+            | Route::SwapIn(..)
+            | Route::Import(_)
+            | Route::PruneImages
+            | Route::Shutdown => "POST",
+            Route::Image(_) => "DELETE",
             Route::AppImage(_) => "GET, PUT",
+            Route::Key(..) => "GET, PUT, DELETE",
             Route::Process(..) => "GET, POST, DELETE",
             _ => "GET",
         }
@@ -75,15 +95,35 @@ pub(crate) fn parse(path: &str) -> Result<Route<'_>, Problem> {
         ["apps"] => Route::Apps,
         ["apps", app, "image"] => Route::AppImage(name(app)?),
         ["images"] => Route::Images,
+        // No id reads so.
+        ["images", "prune"] => Route::PruneImages,
+        ["images", image] => Route::Image(image_id(image)?),
         ["apps", app, "processes"] => Route::AppProcesses(name(app)?),
         ["processes"] => Route::Processes,
         ["apps", app, "processes", process] => Route::Process(name(app)?, name(process)?),
         ["apps", app, "processes", process, "swap-out"] => Route::SwapOut(name(app)?, name(process)?),
         ["apps", app, "processes", process, "swap-in"] => Route::SwapIn(name(app)?, name(process)?),
+        ["apps", app, "processes", process, "state"] => Route::State((name(app)?, name(process)?)),
+        ["apps", app, "processes", process, "state", encoded] => {
+            Route::Key((name(app)?, name(process)?), key(encoded)?)
+        }
+        ["apps", app, "processes", process, "export"] => Route::Export((name(app)?, name(process)?)),
+        ["apps", app, "processes", process, "import"] => Route::Import((name(app)?, name(process)?)),
+        ["apps", app, "processes", process, "commits", number] => {
+            Route::Commit((name(app)?, name(process)?), commit(number)?)
+        }
         ["logs"] => Route::Logs,
         ["shutdown"] => Route::Shutdown,
         _ => return Err(unknown()),
     })
+}
+
+/// # Errors
+/// `bad-name`.
+fn image_id(text: &str) -> Result<ImageId, Problem> {
+    let bad =
+        |_| Problem::new(Kind::BadName, format!("{} is no image id: 64 hexadecimal digits", shown(text)));
+    text.parse().map_err(bad)
 }
 
 /// Decodes and checks one name.
@@ -96,12 +136,28 @@ pub(crate) fn name(encoded: &str) -> Result<Name<'_>, Problem> {
     Ok(decoded)
 }
 
-/// Percent-decodes; what is no UTF-8 afterwards is no name.
-fn decode(encoded: &str) -> Result<Cow<'_, str>, Problem> {
-    if !encoded.contains('%') {
-        return Ok(Cow::Borrowed(encoded));
+/// The key of an object: any bytes, percent-encoded.
+///
+/// # Errors
+/// `bad-request`.
+fn key(encoded: &str) -> Result<Vec<u8>, Problem> {
+    let bad = |why: &str| Problem::new(Kind::BadRequest, format!("the key {} {why}", shown(encoded)));
+    let key =
+        decode_bytes(encoded).ok_or_else(|| bad("has a `%` that two hexadecimal digits do not follow"))?;
+    if !(1..=MAX_KEY).contains(&key.len()) {
+        return Err(bad(&format!("has {} bytes: 1 to {MAX_KEY} are allowed", key.len())));
     }
-    let bad = |why: &str| Problem::new(Kind::BadName, format!("the name {} {why}", shown(encoded)));
+    Ok(key)
+}
+
+/// # Errors
+/// `bad-request`.
+fn commit(text: &str) -> Result<u64, Problem> {
+    let bad = |_| Problem::new(Kind::BadRequest, format!("{} is no commit number", shown(text)));
+    text.parse().map_err(bad)
+}
+
+fn decode_bytes(encoded: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(encoded.len());
     let mut rest = encoded.bytes();
     while let Some(byte) = rest.next() {
@@ -109,12 +165,20 @@ fn decode(encoded: &str) -> Result<Cow<'_, str>, Problem> {
             bytes.push(byte);
             continue;
         }
-        let digits = (rest.next().and_then(hex_digit), rest.next().and_then(hex_digit));
-        let (Some(high), Some(low)) = digits else {
-            return Err(bad("has a `%` that two hexadecimal digits do not follow"));
-        };
+        let (high, low) = (rest.next().and_then(hex_digit)?, rest.next().and_then(hex_digit)?);
         bytes.push(high << 4 | low);
     }
+    Some(bytes)
+}
+
+/// Percent-decodes; what is no UTF-8 afterwards is no name.
+fn decode(encoded: &str) -> Result<Cow<'_, str>, Problem> {
+    if !encoded.contains('%') {
+        return Ok(Cow::Borrowed(encoded));
+    }
+    let bad = |why: &str| Problem::new(Kind::BadName, format!("the name {} {why}", shown(encoded)));
+    let bytes =
+        decode_bytes(encoded).ok_or_else(|| bad("has a `%` that two hexadecimal digits do not follow"))?;
     String::from_utf8(bytes).map(Cow::Owned).map_err(|_| bad("is not UTF-8"))
 }
 
@@ -142,13 +206,27 @@ pub(crate) fn query<const N: usize>(
     wanted: [&str; N],
 ) -> Result<[Option<String>; N], Problem> {
     let mut values = [const { None }; N];
+    for ((value, slot), key) in query_bytes(query, wanted)?.into_iter().zip(&mut values).zip(wanted) {
+        let broken = |_| Problem::new(Kind::BadRequest, format!("the query's {key} cannot be decoded"));
+        *slot = value.map(String::from_utf8).transpose().map_err(broken)?;
+    }
+    Ok(values)
+}
+
+/// As [`query`], for values that need not be text.
+///
+/// # Errors
+/// `bad-request` for a broken escape.
+pub(crate) fn query_bytes<const N: usize>(
+    query: Option<&str>,
+    wanted: [&str; N],
+) -> Result<[Option<Vec<u8>>; N], Problem> {
+    let mut values = [const { None }; N];
     for pair in query.unwrap_or_default().split('&') {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         if let Some(slot) = wanted.iter().position(|one| *one == key).and_then(|at| values.get_mut(at)) {
-            let value = decode(value).map_err(|_| {
-                Problem::new(Kind::BadRequest, format!("the query's {key} cannot be decoded"))
-            })?;
-            *slot = Some(value.into_owned());
+            let broken = || Problem::new(Kind::BadRequest, format!("the query's {key} cannot be decoded"));
+            *slot = Some(decode_bytes(value).ok_or_else(broken)?);
         }
     }
     Ok(values)
@@ -157,6 +235,8 @@ pub(crate) fn query<const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const IMAGE: &str = "/v1/images/00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
     fn refused(path: &str) -> Kind {
         parse(path).expect_err(path).kind()
@@ -177,11 +257,19 @@ mod tests {
             ("/v1/apps", Route::Apps),
             ("/v1/apps/a/image", Route::AppImage(a())),
             ("/v1/images", Route::Images),
+            (IMAGE, Route::Image(IMAGE.trim_start_matches("/v1/images/").parse().unwrap())),
+            ("/v1/images/prune", Route::PruneImages),
             ("/v1/apps/a/processes", Route::AppProcesses(a())),
             ("/v1/processes", Route::Processes),
             ("/v1/apps/a/processes/p", Route::Process(a(), p())),
             ("/v1/apps/a/processes/p/swap-out", Route::SwapOut(a(), p())),
             ("/v1/apps/a/processes/p/swap-in", Route::SwapIn(a(), p())),
+            ("/v1/apps/a/processes/p/state", Route::State((a(), p()))),
+            ("/v1/apps/a/processes/p/state/k", Route::Key((a(), p()), b"k".to_vec())),
+            ("/v1/apps/a/processes/p/state/a%2Fb%00%FF", Route::Key((a(), p()), b"a/b\0\xFF".to_vec())),
+            ("/v1/apps/a/processes/p/export", Route::Export((a(), p()))),
+            ("/v1/apps/a/processes/p/import", Route::Import((a(), p()))),
+            ("/v1/apps/a/processes/p/commits/7", Route::Commit((a(), p()), 7)),
             ("/v1/logs", Route::Logs),
             ("/v1/shutdown", Route::Shutdown),
         ] {
@@ -216,8 +304,21 @@ mod tests {
             let path = format!("/v1/apps/{name}/processes/p/functions/f");
             assert_eq!(refused(&path), Kind::BadName, "{name}");
         }
+        assert_eq!(refused("/v1/images/0011"), Kind::BadName);
+        assert_eq!(refused(&IMAGE.replace("0011", "..%2F")), Kind::BadName);
         let decoded = parse("/v1/apps/%61%2eb/functions/f%5F1");
         assert_eq!(decoded, Ok(Route::Call { app: "a.b".into(), process: None, function: "f_1".into() }));
+    }
+
+    #[test]
+    fn keys_and_commits_are_checked() {
+        let long = "x".repeat(1025);
+        for end in
+            ["state/", "state/%", "state/%4", "commits/", "commits/-1", "commits/x", &format!("state/{long}")]
+        {
+            assert_eq!(refused(&format!("/v1/apps/a/processes/p/{end}")), Kind::BadRequest, "{end}");
+        }
+        assert!(parse(&format!("/v1/apps/a/processes/p/state/{}", &long[1..])).is_ok());
     }
 
     #[test]

@@ -73,6 +73,10 @@ kinds! {
         "Create it with `POST /v1/apps/APP/processes/NAME`, or leave `Denizen-Create: never` out";
     UnknownFunction "unknown-function" 404 Caller Never "no such function"
         "The application's image does not declare this function" "`detail` lists the functions that there are";
+    UnknownKey "unknown-key" 404 Caller Never "no such object"
+        "The process's state has no object under this key" "`GET .../state` lists the keys that there are";
+    UnknownCommit "unknown-commit" 404 Caller Never "no such commit"
+        "The process has not made this commit, or lost it before it was durable" "Use a number from `Denizen-Commit`";
     ProcessExists "process-exists" 409 Caller Never "the process exists already"
         "A process was to be created under a name that is taken" "Take another name, or use the process that is there";
     TooManyProcesses "too-many-processes" 429 Caller Safe "the application has as many processes as it may"
@@ -87,6 +91,15 @@ kinds! {
     BadToken "bad-token" 401 Caller Never "the token is missing or wrong"
         "A changing call needs `Authorization: Bearer T`, and T must be the content of `DIR/token`"
         "Read the token from the node's directory; the `denizen` command does so by itself";
+    NotSupported "not-supported" 501 Caller Never "this node does not do that yet"
+        "The call asks for something that the protocol has and this node does not do yet"
+        "Leave out what `detail` names";
+    EpochMismatch "epoch-mismatch" 409 Caller Safe "the process has another epoch"
+        "Over frames only: the connection wants an epoch that the process does not have (any more)"
+        "Connect again for the epoch that `detail` names, or for any";
+    FunctionsChanged "functions-changed" 409 Host Safe "the functions of the application have changed"
+        "Over frames only: the call names its function by its place in a list that is no longer the application's"
+        "Call by name again";
     BodyTooLarge "body-too-large" 413 Caller Never "the body is over its limit"
         "The request body is longer than the limit that `detail` names" "Send less, or raise the limit in denizen.toml";
     BadInput "bad-input" 400 Caller Never "the function refused its input"
@@ -98,7 +111,12 @@ kinds! {
         "Build it again with `denizen image build`";
     LayoutChanged "layout-changed" 409 Caller Never "the layout of stored state changed"
         "A type in the new image has another layout than in the present one, and processes may hold objects of the old layout"
-        "Keep the old layout, give the new type another name, delete the processes, or deploy with `Denizen-Layout: replace`";
+        "Add a `#[migrate]` function, keep the layout, rename the type, delete the processes, or deploy with `Denizen-Layout: replace`";
+    UnknownImage "unknown-image" 404 Caller Never "no such image"
+        "The node has no image of this id" "List them with `denizen image ls`";
+    ImageInUse "image-in-use" 409 Caller Never "the image is in use"
+        "An application runs the image, a process runs it, or it is being deployed"
+        "Deploy another image to those that `detail` names, or wait until its last process has moved over";
     FunctionFailed "function-failed" 500 Function Safe "the function returned an error"
         "The function returned an error of its own; nothing was committed unless `retry` says otherwise"
         "`detail` is the function's message";
@@ -132,6 +150,9 @@ kinds! {
     CrashLooping "crash-looping" 503 Function Safe "the process crashes each time it is started"
         "The process failed several times in a row and is started again only after a pause; `Retry-After` says when"
         "Look at `denizen logs`; deploy a mended image to start it at once";
+    Conflict "conflict" 409 Function Safe "another call changed the same objects"
+        "A concurrent function read or wrote an object that another call changed meanwhile; nothing of it was committed"
+        "Call again; where it happens often, make the function exclusive";
     StateTypeChanged "state-type-changed" 409 Function Never "stored state has another layout than the function expects"
         "An object was stored by an image in which its type had another layout" "Deploy the older image, or delete or overwrite the object";
     StateQuota "state-quota" 507 Function Safe "the state quota is used up"
@@ -159,6 +180,12 @@ kinds! {
         "The plugin's constructors and initialisation did not finish in time" "Do less at load time; do it in the first call instead";
     Overloaded "overloaded" 503 Host Safe "too many calls wait"
         "As many calls run or wait in this process as may" "Call again later; `Retry-After` says when";
+    NodeFull "node-full" 503 Host Safe "the node has no room for another process"
+        "As many processes have a sandbox as `--max-active` allows, and none of them is idle and could make way"
+        "Call again later; raise `--max-active` if the node has the memory";
+    OutOfDescriptors "out-of-descriptors" 503 Host Safe "the node has no file descriptors left"
+        "The kernel refused to open a file or a socket: this program, or the machine, has as many open as it may"
+        "Call again later; raise the limit (`ulimit -n` in the shell, LimitNOFILE in the service), or lower `--max-active`";
     ShuttingDown "shutting-down" 503 Host Safe "the node is shutting down"
         "The node takes no more calls" "Call again when it is back";
     SandboxUnavailable "sandbox-unavailable" 503 Host Safe "no sandbox can be made"
@@ -169,11 +196,23 @@ kinds! {
     HostFault "host-fault" 500 Host Unknown "a fault in the node"
         "Something failed that should not; it is not the function's doing" "`cause` has what the system said; please report it";
     StateCorrupt "state-corrupt" 500 Store Never "the stored state is damaged"
-        "The process's state file fails its checksums in the middle; nothing was cut off"
-        "Restore the file from a copy, or delete the process";
+        "Segments of the process's state fail their checksums, are missing or belong to another process, or durable commits are gone; \
+         nothing was cut off"
+        "Restore its folder from a copy, or delete the process";
+    ObjectDamaged "object-damaged" 500 Store Never "an object in the state is damaged"
+        "The bytes of one object are no longer what was written; the others are served"
+        "Put the object anew, or delete it; `detail` names it";
+    StateFailed "state-failed" 500 Store Unknown "the state cannot be read or written"
+        "The disk failed under the process's state. It is not tried again: before the next call what can be read is copied into new files, \
+         and a commit that was promised and cannot be read is `state-corrupt`"
+        "Look whether it took effect, then call again; look at the disk under the node's directory";
     StateLost "state-lost" 500 Store Never "the stored state is gone"
         "The records say that the process has state, and it is neither in `state` nor in `swap`"
-        "Restore the file from a copy, or delete the process";
+        "Restore its folder from a copy, or delete the process";
+    FilesLost "files-lost" 500 Host Safe "files of the process were not kept when it ended"
+        "The sandbox was to end and did not say that it kept what had changed in `/state`. What was captured before is kept, and the \
+         state is where it was"
+        "Look at the files: the next call finds them as they were last captured. The same request goes on with those";
     StoreFailed "store-failed" 500 Store Unknown "the node's own records cannot be read or written"
         "The scheduler's store failed" "`cause` has what the system said; look at the disk under the node's directory";
 }

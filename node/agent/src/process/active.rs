@@ -1,8 +1,8 @@
 //! A process that a sandbox runs: its calls, its deadlines, and everything that comes from the sandbox.
 //!
 //! All of that is an allegation. Frames were decoded with limits; here each is checked against what was asked: an invocation that
-//! exists, one reply each, no more bytes than credit, commit numbers that do not go back. What cannot be is a [`Broken`] rule, and its
-//! sandbox ends.
+//! exists, one reply each, no more bytes than credit, commit numbers that do not go back, the durability that was asked for. What cannot
+//! be is a [`Broken`] rule, and its sandbox ends.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use denizen_sandbox::Life;
 use denizen_sched::Epoch;
-use denizen_wire::{CancelReason, FailKind, Failure, Frame, Header, Kind, ReplyHead};
+use denizen_wire::{CancelReason, Durability, FailKind, Failure, Frame, Header, Kind, ReplyHead};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 
@@ -20,11 +20,13 @@ use crate::deployed::Deployed;
 use crate::executor;
 use crate::local::Changes;
 use crate::logs::{Log, Stream};
+use crate::problem::{Kind as ProblemKind, Problem};
 use crate::process::end::{Death, Killing};
 use crate::process::failure::problem_of;
-use crate::process::invocation::{Broken, Head, Invocation};
+use crate::process::invocation::{Broken, Head, Invocation, RestsOn, Wanted};
 use crate::process::link::Link;
 use crate::process::output::Output;
+use crate::process::segments::Segments;
 
 /// How long a function that was told to stop may go on before its sandbox is ended.
 const GRACE: Duration = Duration::from_millis(100);
@@ -36,6 +38,7 @@ pub(crate) const CALLS_LIMIT: usize = 1024;
 pub(crate) struct Active {
     pub(crate) image: Arc<Deployed>,
     pub(crate) epoch: Epoch,
+    pub(crate) born: Epoch,
     pub(crate) epoch_header: HeaderValue,
     pub(crate) link: Rc<Link>,
     pub(crate) life: Arc<Life>,
@@ -45,7 +48,11 @@ pub(crate) struct Active {
     next_id: Cell<u64>,
     /// The last commit that was heard of.
     commit: Cell<u64>,
+    /// The last one that was heard of as durable on the node.
+    durable: Cell<u64>,
+    /// Live bytes, as it last said.
     state_bytes: Cell<u64>,
+    pub(crate) segments: Rc<Segments>,
     invocations: Cell<u64>,
     quiet_since: Cell<Instant>,
     /// When deadlines are looked at next.
@@ -56,6 +63,8 @@ pub(crate) struct Active {
     asked_to_drain: Cell<bool>,
     /// It did.
     drained: Cell<bool>,
+    /// It said that the disk failed under its state.
+    pub(crate) state_failed: Cell<bool>,
     pub(crate) death: RefCell<Option<Death>>,
     /// Announced when `death` is known.
     pub(crate) changes: Changes,
@@ -67,20 +76,25 @@ pub(crate) struct Active {
 pub(crate) struct Parts {
     pub(crate) image: Arc<Deployed>,
     pub(crate) epoch: Epoch,
+    pub(crate) born: Epoch,
     pub(crate) link: Rc<Link>,
     pub(crate) life: Arc<Life>,
     pub(crate) log: Arc<Log>,
     pub(crate) output: Rc<Output>,
+    pub(crate) segments: Rc<Segments>,
     pub(crate) commit: u64,
+    pub(crate) durable: u64,
     pub(crate) state_bytes: u64,
 }
 
 impl Active {
     pub(crate) fn new(parts: Parts) -> Rc<Active> {
-        let Parts { image, epoch, link, life, log, output, commit, state_bytes } = parts;
+        let Parts { image, epoch, born, link, life, log, output, segments, commit, durable, state_bytes } =
+            parts;
         Rc::new(Active {
             image,
             epoch,
+            born,
             epoch_header: HeaderValue::from(epoch.get()),
             link,
             life,
@@ -89,6 +103,8 @@ impl Active {
             calls: RefCell::default(),
             next_id: Cell::new(1),
             commit: Cell::new(commit),
+            durable: Cell::new(durable),
+            segments,
             state_bytes: Cell::new(state_bytes),
             invocations: Cell::new(0),
             quiet_since: Cell::new(Instant::now()),
@@ -96,6 +112,7 @@ impl Active {
             killing: RefCell::default(),
             asked_to_drain: Cell::new(false),
             drained: Cell::new(false),
+            state_failed: Cell::new(false),
             death: RefCell::default(),
             changes: Changes::default(),
             content_type: RefCell::default(),
@@ -104,6 +121,11 @@ impl Active {
 
     pub(crate) fn commit(&self) -> u64 {
         self.commit.get()
+    }
+
+    /// The last commit that it reported as durable on the node.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable.get()
     }
 
     pub(crate) fn state_bytes(&self) -> u64 {
@@ -136,15 +158,35 @@ impl Active {
         self.death.borrow().as_ref().is_some_and(|death| death.problem.is_none())
     }
 
+    /// The problem of a sandbox that is dead and may have taken files with it that were in no capture: it has `/state`, and never said that
+    /// it kept what is there. Objects need no such word: each commit is in the log, which outlives the sandbox however it ends.
+    pub(crate) fn lost_files(&self) -> Option<Problem> {
+        if self.has_drained() || self.image.files_bytes() == 0 {
+            return None;
+        }
+        let text = "the sandbox ended before it kept what had changed in /state: that is lost, and what was captured before is kept";
+        let lost = Problem::new(ProblemKind::FilesLost, text);
+        let crash = self.death.borrow().as_ref().and_then(|death| death.problem.clone());
+        Some(match crash {
+            Some(crash) => lost.cause(crash),
+            None => lost.cause("it did not end in time when it was told to"),
+        })
+    }
+
     /// The latest deadline of what runs.
     pub(crate) fn last_deadline(&self) -> Option<Instant> {
         self.calls.borrow().values().map(|call| call.deadline).max()
     }
 
     /// Begins an invocation, before its frame is sent.
-    pub(crate) fn begin(self: &Rc<Active>, name: Arc<str>, deadline: Instant) -> Rc<Invocation> {
+    pub(crate) fn begin(
+        self: &Rc<Active>,
+        name: Arc<str>,
+        deadline: Instant,
+        wanted: Wanted,
+    ) -> Rc<Invocation> {
         let id = self.next_id.replace(self.next_id.get() + 1);
-        let call = Rc::new(Invocation::new(id, name, deadline, self.commit.get()));
+        let call = Rc::new(Invocation::new(id, name, deadline, self.commit.get(), wanted));
         self.calls.borrow_mut().insert(id, Rc::clone(&call));
         self.invocations.set(self.invocations.get() + 1);
         self.look_by(deadline);
@@ -205,10 +247,12 @@ impl Active {
                 Some(call) => call.add_input_credit(header.a),
                 None => Ok(()),
             },
+            Kind::Durable => self.commit_is_durable(header),
+            Kind::WantSpare | Kind::Retired | Kind::StateNews => self.about_segments(header),
             // An end that was not asked for is no orderly one, whatever the sandbox calls it.
             Kind::Drained if !self.asked_to_drain.get() => Err("it drained and was not asked to".to_owned()),
             Kind::Drained => {
-                self.hear_commit(header.c);
+                self.hear_commit(header.c, Durability::reached(header.b));
                 self.drained.set(true);
                 Ok(())
             }
@@ -216,12 +260,45 @@ impl Active {
         }
     }
 
+    /// Takes a frame that is about the state and not about a call.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub(crate) fn about_segments(&self, header: &Header) -> Result<(), Broken> {
+        match header.kind {
+            Kind::WantSpare => self.segments.want(header.c),
+            Kind::Retired => self.segments.retired(header.c),
+            _ => {
+                self.state_bytes.set(header.c);
+                Ok(())
+            }
+        }
+    }
+
+    /// The answer to [`Wanted::Durable`].
+    fn commit_is_durable(&self, header: &Header) -> Result<(), Broken> {
+        let ended = || format!("invocation {} has ended and is answered again", header.id);
+        let call = self.call(header.id)?.ok_or_else(ended)?;
+        let Wanted::Durable { commit, level } = call.wanted else {
+            return Err(format!("invocation {} was not asked how durable a commit is", header.id));
+        };
+        if header.c < commit {
+            return Err(format!("commit {commit} was asked for, and it answers for {}", header.c));
+        }
+        self.hear_commit(header.c, level);
+        let head = Head { content_type: None, commit: header.c, durability: level, whole: None };
+        call.begin_reply(head, Bytes::new(), true)?;
+        self.over(&call);
+        Ok(())
+    }
+
     fn begin_reply(&self, frame: &Frame<'_>) -> Result<(), Broken> {
         let header = &frame.header;
         let call = self.running(header)?;
         let (head, part) = ReplyHead::decode(frame.payload).map_err(|error| error.to_string())?;
         let content_type = self.content_type(head.content_type)?;
-        let head = Head { content_type, commit: header.c, whole: None };
+        let durability = self.reached(header, &call)?;
+        let head = Head { content_type, commit: header.c, durability, whole: None };
         // First this: a call that is off the table is not told when its sandbox ends for a reply that cannot be.
         call.begin_reply(head, Bytes::copy_from_slice(part), header.is_end())?;
         if header.is_end() {
@@ -233,6 +310,10 @@ impl Active {
     fn more_reply(&self, frame: &Frame<'_>) -> Result<(), Broken> {
         let header = &frame.header;
         let call = self.running(header)?;
+        let durability = self.reached(header, &call)?;
+        if header.is_end() {
+            call.ends_on(RestsOn { commit: header.c, durability });
+        }
         call.more_reply(Bytes::copy_from_slice(frame.payload), header.is_end())?;
         if header.is_end() {
             self.over(&call);
@@ -243,6 +324,9 @@ impl Active {
     fn failed(&self, frame: &Frame<'_>) -> Result<(), Broken> {
         let call = self.running(&frame.header)?;
         let failure: Failure = frame.document().map_err(|error| error.to_string())?;
+        if failure.kind == FailKind::StoreBroken {
+            self.state_failed.set(true);
+        }
         let refused_to_begin = failure.kind == FailKind::Draining && !failure.started;
         // Such a call is sent again: a sandbox could have it sent for ever.
         if refused_to_begin && !self.asked_to_drain.get() {
@@ -287,13 +371,35 @@ impl Active {
             return Err(format!("commit {} came after commit {}", header.c, call.base_commit));
         }
         if says_commit {
-            self.hear_commit(header.c);
+            self.hear_commit(header.c, Durability::Process);
         }
         Ok(call)
     }
 
-    fn hear_commit(&self, commit: u64) {
+    /// How durable a reply is: at its end no less than was asked for. Before, what it will be then.
+    fn reached(&self, header: &Header, call: &Invocation) -> Result<Durability, Broken> {
+        let Wanted::Reply(wanted) = call.wanted else {
+            return Err(format!("invocation {} is no call, and replies", call.id));
+        };
+        if !header.is_end() {
+            return Ok(wanted);
+        }
+        let reached = Durability::reached(header.b);
+        if reached < wanted {
+            return Err(format!(
+                "invocation {} was to reply once its commit is durable, and does before",
+                call.id
+            ));
+        }
+        self.hear_commit(header.c, reached);
+        Ok(reached)
+    }
+
+    fn hear_commit(&self, commit: u64, level: Durability) {
         self.commit.set(self.commit.get().max(commit));
+        if level >= Durability::Node {
+            self.durable.set(self.durable.get().max(commit));
+        }
     }
 
     /// The sandbox has said its last word on a call.

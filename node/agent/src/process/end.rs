@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use denizen_sandbox::{Demise, ExitCause, Life};
-use denizen_wire::FrameReader;
+use denizen_wire::{Frame, FrameReader, Kind as FrameKind};
 use futures_channel::oneshot;
 
 use crate::executor::{self, ControlReader, Pace};
@@ -15,6 +15,11 @@ use crate::process::invocation::Invocation;
 
 /// How long a sandbox that was killed may take to be gone; the kernel needs milliseconds.
 const DEATH_LIMIT: Duration = Duration::from_secs(20);
+/// How long a sandbox without a connection may take to be gone by itself.
+const LAST_MOMENT: Duration = Duration::from_secs(2);
+/// What a sandbox did that lives without a connection.
+const CUT_OFF: &str =
+    "the plugin closed the connection to its host (descriptor 3), and nothing could reach it any more";
 /// Frames and reads in a row before others get a turn: hundreds of microseconds of small ones, some megabytes of large ones.
 const STEPS_IN_A_ROW: u32 = 256;
 /// Printed lines that a problem quotes.
@@ -38,13 +43,28 @@ pub(crate) struct Death {
     pub(crate) problem: Option<Problem>,
     /// The kernel confirmed it.
     pub(crate) confirmed: bool,
+    /// A write or a sync of its state may have failed.
+    pub(crate) suspect: bool,
+}
+
+/// The exit code of a runner that meets a fault, a disk that fails under the state among them.
+const FAULT: i32 = 70;
+
+/// Whether a sandbox ended by [`FAULT`]. A tenant can say so, too; it costs it a copy of its state.
+pub(crate) fn is_fault(exit: Option<ExitCause>) -> bool {
+    exit == Some(ExitCause::Exited(FAULT))
 }
 
 /// Reads what a sandbox sends until it ends, then mourns it.
 pub(crate) async fn attend(active: Rc<Active>, mut reader: ControlReader, mut frames: FrameReader) {
     let _told = Told(Rc::clone(&active));
-    if let Err(broken) = obey(&active, &mut reader, &mut frames).await {
-        active.kill(Killing::Misbehaved(broken));
+    match obey(&active, &mut reader, &mut frames).await {
+        Err(broken) => active.kill(Killing::Misbehaved(broken)),
+        // A dying sandbox closes its connection a moment before it is dead. One that lives on has cut itself off.
+        Ok(()) if exit_within(LAST_MOMENT, &active.life).await.is_none() => {
+            active.kill(Killing::Misbehaved(CUT_OFF.to_owned()));
+        }
+        Ok(()) => {}
     }
     active.life.kill();
     let exit = wait_exit(&active.life).await;
@@ -71,7 +91,7 @@ impl Drop for Told {
         for call in active.take_calls() {
             call.fail(problem.clone());
         }
-        *active.death.borrow_mut() = Some(Death { problem: Some(problem), confirmed: false });
+        *active.death.borrow_mut() = Some(Death { problem: Some(problem), confirmed: false, suspect: true });
         active.changes.announce();
     }
 }
@@ -86,6 +106,9 @@ async fn obey(
     loop {
         pace.step().await;
         if let Some(frame) = frames.frame().map_err(|error| error.to_string())? {
+            if is_unasked(&frame) {
+                pace.unasked().await;
+            }
             active.take(&frame)?;
             continue;
         }
@@ -97,8 +120,22 @@ async fn obey(
     }
 }
 
+/// Whether no call, nor anything else that the agent asked for, is owed this frame: a sandbox can make as many of them as it likes.
+fn is_unasked(frame: &Frame<'_>) -> bool {
+    match frame.header.kind {
+        FrameKind::Reply | FrameKind::Fail | FrameKind::Drained => false,
+        // Credit bounds its bytes.
+        FrameKind::ReplyData => frame.payload.is_empty() && !frame.header.is_end(),
+        _ => true,
+    }
+}
+
 /// Waits until the kernel says that a sandbox is gone.
 pub(crate) async fn wait_exit(life: &Life) -> Option<ExitCause> {
+    exit_within(DEATH_LIMIT, life).await
+}
+
+async fn exit_within(limit: Duration, life: &Life) -> Option<ExitCause> {
     if let Some(exit) = life.exit() {
         return Some(exit);
     }
@@ -106,7 +143,7 @@ pub(crate) async fn wait_exit(life: &Life) -> Option<ExitCause> {
     life.on_exit(move |exit| {
         let _ = tell.send(exit);
     });
-    executor::within(DEATH_LIMIT, told).await.and_then(Result::ok)
+    executor::within(limit, told).await.and_then(Result::ok)
 }
 
 fn explain(active: &Active, exit: Option<ExitCause>, demise: Option<&Demise>) -> Death {
@@ -133,7 +170,8 @@ fn explain(active: &Active, exit: Option<ExitCause>, demise: Option<&Demise>) ->
     }
     let problem =
         (!orderly && killing != Some(Killing::Stopping)).then(|| quoting(Problem::new(kind, text), &errors));
-    Death { problem, confirmed: exit.is_some() }
+    let suspect = is_fault(exit) || active.state_failed.get();
+    Death { problem, confirmed: exit.is_some(), suspect }
 }
 
 /// What a caller is told whose call a dead sandbox took along.

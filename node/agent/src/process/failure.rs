@@ -30,11 +30,16 @@ pub(crate) fn problem_of(failure: Failure, call: &Invocation, image: &Deployed) 
         FailKind::Draining | FailKind::Overloaded => (Kind::Overloaded, message),
         FailKind::InputBroken => (Kind::BadRequest, message),
         FailKind::StoreFull => (Kind::NoSpace, message),
-        FailKind::StoreBroken => (Kind::StateCorrupt, message),
+        FailKind::StoreBroken => (Kind::StateFailed, message),
+        FailKind::Conflict => (Kind::Conflict, message),
+        FailKind::NotFound => (Kind::UnknownKey, message),
+        FailKind::StateCorrupt => (Kind::ObjectDamaged, message),
         // `Internal`, and kinds that a newer runner may have.
         _ => (Kind::HostFault, message),
     };
-    let problem = Problem::new(kind, detail_text).retry(retry(kind, committed));
+    // A failed disk leaves open what it took in.
+    let unsure = committed || kind == Kind::StateFailed;
+    let problem = Problem::new(kind, detail_text).retry(retry(kind, unsure));
     match detail {
         Some(detail) => problem.with("data", detail),
         None => problem,
@@ -57,7 +62,7 @@ pub(crate) fn deadline_text(call: &Invocation, image: &Deployed) -> String {
 }
 
 /// A text from a sandbox, cut: a runner keeps to this length, what took its place need not, and the scheduler stores it.
-fn short(mut text: String) -> String {
+pub(crate) fn short(mut text: String) -> String {
     let end = text.len().min(Failure::MAX_MESSAGE);
     let end = (0..=end).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text.truncate(end);

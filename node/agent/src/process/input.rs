@@ -1,4 +1,5 @@
-//! A call's body on its way to a function: never more of it here than its window, never more than its limit.
+//! A call's body on its way to a function, from an HTTP request or from frames: never more of it here than its window, never more than
+//! its limit.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -11,23 +12,49 @@ use denizen_wire::{
 };
 use hyper::body::{Body, Bytes, Incoming};
 
+use crate::data::FramedBody;
 use crate::executor;
 use crate::problem::{Kind, Problem, Retry};
 use crate::process::active::Active;
 use crate::process::invocation::Invocation;
 
 /// A body of at most this many bytes is waited for and sent in one frame with its call.
-const TOGETHER: usize = MAX_FRAME_PAYLOAD - MAX_CONTENT_TYPE - MAX_INVOCATION_ID - 4;
+const TOGETHER: usize = MAX_FRAME_PAYLOAD - MAX_CONTENT_TYPE - MAX_INVOCATION_ID - 4 - PREFIX;
+/// What may be put before a body.
+const PREFIX: usize = 2 << 10;
 /// What is read of a body that nobody wants, so that its sender can read the answer.
 const DISCARD_BYTES: u64 = 64 << 20;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
+
+/// Where the body of a call comes from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Http(Incoming),
+    Frames(FramedBody),
+}
+
+impl From<Incoming> for Source {
+    fn from(body: Incoming) -> Source {
+        Source::Http(body)
+    }
+}
+
+impl Source {
+    /// Its whole length in bytes, if that is known.
+    fn length(&self) -> Option<u64> {
+        match self {
+            Source::Http(body) => body.size_hint().exact(),
+            Source::Frames(body) => body.length(),
+        }
+    }
+}
 
 /// A body, as far as it is known when its call is sent.
 #[derive(Debug)]
 pub(crate) struct Input {
     pub(crate) first: Bytes,
     /// What is still to come.
-    pub(crate) rest: Option<Incoming>,
+    pub(crate) rest: Option<Source>,
     /// The whole length in bytes, or [`LENGTH_UNKNOWN`].
     pub(crate) declared: u64,
 }
@@ -36,8 +63,13 @@ pub(crate) struct Input {
 ///
 /// # Errors
 /// `body-too-large` where it says so itself, `bad-request` where it breaks off, `deadline-exceeded` where it does not come.
-pub(crate) async fn gather(mut body: Incoming, limit: u64, deadline: Duration) -> Result<Input, Problem> {
-    let declared = body.size_hint().exact();
+pub(crate) async fn gather(
+    body: impl Into<Source>,
+    limit: u64,
+    deadline: Duration,
+) -> Result<Input, Problem> {
+    let mut body = body.into();
+    let declared = body.length();
     match declared {
         Some(0) => Ok(Input { first: Bytes::new(), rest: None, declared: 0 }),
         Some(length) if length > limit => {
@@ -58,8 +90,27 @@ pub(crate) async fn gather(mut body: Incoming, limit: u64, deadline: Duration) -
     }
 }
 
+impl Input {
+    /// An input that is all here.
+    pub(crate) fn whole(bytes: impl Into<Bytes>) -> Input {
+        let first = bytes.into();
+        let declared = first.len() as u64;
+        Input { first, rest: None, declared }
+    }
+
+    /// The same with something short before it.
+    pub(crate) fn behind(self, prefix: &[u8]) -> Input {
+        debug_assert!(prefix.len() <= PREFIX);
+        let declared = match self.declared {
+            LENGTH_UNKNOWN => LENGTH_UNKNOWN,
+            declared => declared.saturating_add(prefix.len() as u64),
+        };
+        Input { first: [prefix, &self.first].concat().into(), declared, ..self }
+    }
+}
+
 /// All of a small body. Mostly it came in one piece with its head, and is not copied.
-async fn whole(body: &mut Incoming, length: u64) -> Result<Bytes, Problem> {
+async fn whole(body: &mut Source, length: u64) -> Result<Bytes, Problem> {
     let first = next(body).await.ok_or_else(broken_off)??;
     if first.len() as u64 == length {
         return Ok(first);
@@ -73,7 +124,11 @@ async fn whole(body: &mut Incoming, length: u64) -> Result<Bytes, Problem> {
 }
 
 /// The next bytes of a body. Trailers are passed over.
-async fn next(body: &mut Incoming) -> Option<Result<Bytes, Problem>> {
+pub(super) async fn next(body: &mut Source) -> Option<Result<Bytes, Problem>> {
+    let body = match body {
+        Source::Http(body) => body,
+        Source::Frames(body) => return body.next().await,
+    };
     loop {
         let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await?;
         match frame.map(hyper::body::Frame::into_data) {
@@ -84,11 +139,11 @@ async fn next(body: &mut Incoming) -> Option<Result<Bytes, Problem>> {
     }
 }
 
-fn broken_off() -> Problem {
+pub(crate) fn broken_off() -> Problem {
     Problem::new(Kind::BadRequest, "the body broke off before its end")
 }
 
-fn too_large(limit: u64) -> Problem {
+pub(super) fn too_large(limit: u64) -> Problem {
     Problem::new(Kind::BodyTooLarge, format!("the body is over the limit of {}", size(limit)))
         .remedy("Send less, or raise `body` under [limits] or [functions.NAME] in denizen.toml")
 }
@@ -101,7 +156,7 @@ pub(crate) fn size(bytes: u64) -> String {
 }
 
 /// Streams the rest of a body to its call.
-pub(crate) fn pump(active: &Rc<Active>, call: &Rc<Invocation>, body: Incoming, limit: u64) {
+pub(crate) fn pump(active: &Rc<Active>, call: &Rc<Invocation>, body: Source, limit: u64) {
     let (active, call) = (Rc::clone(active), Rc::clone(call));
     executor::spawn(async move {
         let mut body = body;
@@ -118,7 +173,7 @@ pub(crate) fn pump(active: &Rc<Active>, call: &Rc<Invocation>, body: Incoming, l
 async fn stream(
     active: &Rc<Active>,
     call: &Rc<Invocation>,
-    body: &mut Incoming,
+    body: &mut Source,
     limit: u64,
 ) -> Result<(), Problem> {
     let mut total = 0_u64;
@@ -157,14 +212,17 @@ async fn send(active: &Rc<Active>, call: &Rc<Invocation>, mut part: Bytes) -> bo
 }
 
 /// Reads on for a while in the background, so that a caller that is still sending gets to read its answer.
-pub(crate) fn discard(mut body: Incoming) {
+pub(crate) fn discard(body: impl Into<Source>) {
+    // What is left of a framed body is dropped by its connection, which goes on.
+    let Source::Http(mut body) = body.into() else { return };
     executor::spawn(async move {
         let until = Instant::now() + DISCARD_TIME;
         let mut rest = DISCARD_BYTES;
         while rest > 0 && !body.is_end_stream() {
             let wait = until.saturating_duration_since(Instant::now());
-            let Some(Some(Ok(part))) = executor::within(wait, next(&mut body)).await else { break };
-            rest = rest.saturating_sub(part.len() as u64);
+            let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+            let Some(Some(Ok(frame))) = executor::within(wait, frame).await else { break };
+            rest = rest.saturating_sub(frame.data_ref().map_or(0, |part| part.len() as u64));
         }
     });
 }

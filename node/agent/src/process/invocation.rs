@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use denizen_wire::WINDOW;
+use denizen_wire::{Durability, WINDOW};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 
@@ -25,6 +25,15 @@ const TOGETHER: usize = 4 << 10;
 /// A rule of the protocol that the sandbox broke.
 pub(crate) type Broken = String;
 
+/// What is asked of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// A reply that has reached this level.
+    Reply(Durability),
+    /// Word that a commit has.
+    Durable { commit: u64, level: Durability },
+}
+
 /// A call that was sent to a sandbox.
 #[derive(Debug)]
 pub(crate) struct Invocation {
@@ -36,6 +45,7 @@ pub(crate) struct Invocation {
     pub(crate) deadline: Instant,
     /// The last commit that was known when it began; no reply can rest on an earlier one.
     pub(crate) base_commit: u64,
+    pub(crate) wanted: Wanted,
     /// When it was told to stop.
     pub(crate) cancelled: Cell<Option<Instant>>,
     /// The sandbox refused to begin it because it drains.
@@ -57,7 +67,18 @@ struct Reply {
     /// Bytes that were passed on and are to be returned.
     returnable: usize,
     end: Option<Result<(), Problem>>,
+    /// What the reply rests on, once it is whole.
+    rests_on: Option<RestsOn>,
     waker: Option<Waker>,
+}
+
+/// What a whole reply rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RestsOn {
+    /// The last commit of the call.
+    pub(crate) commit: u64,
+    /// What that commit has survived.
+    pub(crate) durability: Durability,
 }
 
 /// The beginning of a reply.
@@ -66,6 +87,8 @@ pub(crate) struct Head {
     /// `None`: the function chose none.
     pub(crate) content_type: Option<HeaderValue>,
     pub(crate) commit: u64,
+    /// What the commit has survived. Of a reply that is streamed, what it will have when it has come to its end.
+    pub(crate) durability: Durability,
     /// The whole body, if it came in one piece.
     pub(crate) whole: Option<Bytes>,
 }
@@ -79,12 +102,19 @@ struct Input {
 }
 
 impl Invocation {
-    pub(crate) fn new(id: u64, name: Arc<str>, deadline: Instant, base_commit: u64) -> Invocation {
+    pub(crate) fn new(
+        id: u64,
+        name: Arc<str>,
+        deadline: Instant,
+        base_commit: u64,
+        wanted: Wanted,
+    ) -> Invocation {
         Invocation {
             id,
             name,
             deadline,
             base_commit,
+            wanted,
             cancelled: Cell::new(None),
             unbegun: Cell::new(false),
             abandoned: Cell::new(false),
@@ -105,6 +135,16 @@ impl Invocation {
         }
         self.ended_if(&mut reply, ends);
         Ok(())
+    }
+
+    /// What the reply rests on, said with its end.
+    pub(crate) fn ends_on(&self, rests_on: RestsOn) {
+        self.reply.borrow_mut().rests_on = Some(rests_on);
+    }
+
+    /// What [`Invocation::ends_on`] said.
+    pub(crate) fn rests_on(&self) -> Option<RestsOn> {
+        self.reply.borrow().rests_on
     }
 
     /// More of the reply.
@@ -304,11 +344,11 @@ mod tests {
     use crate::problem::Kind;
 
     fn invocation() -> Invocation {
-        Invocation::new(1, "1-1".into(), Instant::now(), 0)
+        Invocation::new(1, "1-1".into(), Instant::now(), 0, Wanted::Reply(Durability::Process))
     }
 
     fn head() -> Head {
-        Head { content_type: None, commit: 1, whole: None }
+        Head { content_type: None, commit: 1, durability: Durability::Process, whole: None }
     }
 
     fn bytes(count: usize) -> Bytes {

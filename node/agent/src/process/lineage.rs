@@ -1,35 +1,29 @@
-//! Whose a state file is: written into it when it is made, and kept by every copy.
+//! Whose state is: a number in the header of every segment, kept by every copy.
 
+use denizen_engine::Lineage;
 use denizen_sched::Epoch;
-use denizen_state::Lineage;
 
-/// The process that a file is made for, and the term that makes it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Birth<'a> {
-    pub(crate) app: &'a str,
-    pub(crate) process: &'a str,
-    pub(crate) epoch: Epoch,
+/// A process, told from every other and from its deleted namesakes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Whose {
+    pub(crate) app: String,
+    pub(crate) process: String,
+    /// Its first term.
+    pub(crate) born: Epoch,
 }
 
-impl Birth<'_> {
-    /// Tells the state of this term's new process from every other state.
-    pub(crate) fn lineage(self) -> Lineage {
+impl Whose {
+    /// What its segments say.
+    pub(crate) fn lineage(&self) -> Lineage {
         let mut lineage = [0; 16];
         let (first, second) = lineage.split_at_mut(8);
         first.copy_from_slice(&self.names());
-        second.copy_from_slice(&self.epoch.get().to_le_bytes());
+        second.copy_from_slice(&self.born.get().to_le_bytes());
         Lineage(lineage)
     }
 
-    /// Whether `lineage` is that of a file which this process made in its term `born` or a later one.
-    pub(crate) fn made_since(self, born: Epoch, lineage: Lineage) -> bool {
-        let (names, epoch) = lineage.0.split_at(8);
-        let epoch = epoch.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        names == self.names() && (born.get()..=self.epoch.get()).contains(&epoch)
-    }
-
     /// FNV-1a over the names.
-    fn names(self) -> [u8; 8] {
+    fn names(&self) -> [u8; 8] {
         let bytes = self.app.bytes().chain([0]).chain(self.process.bytes());
         let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -43,13 +37,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_told_by_its_process_and_by_its_term() {
-        let birth = |process, epoch| Birth { app: "a", process, epoch: Epoch::new(epoch) };
-        let lineage = birth("p", 5).lineage();
-        assert!(birth("p", 5).made_since(Epoch::new(5), lineage));
-        assert!(birth("p", 9).made_since(Epoch::new(3), lineage));
-        assert!(!birth("p", 9).made_since(Epoch::new(6), lineage), "a deleted namesake's");
-        assert!(!birth("p", 4).made_since(Epoch::new(3), lineage), "a term that is not over yet");
-        assert!(!birth("q", 5).made_since(Epoch::new(5), lineage));
+    fn state_is_told_by_its_process_and_by_its_first_term() {
+        let lineage = |app: &str, process: &str, born| {
+            Whose { app: app.to_owned(), process: process.to_owned(), born: Epoch::new(born) }.lineage()
+        };
+        assert_eq!(lineage("a", "p", 5), lineage("a", "p", 5));
+        assert_ne!(lineage("a", "p", 5), lineage("a", "p", 6), "a deleted namesake's");
+        assert_ne!(lineage("a", "p", 5), lineage("a", "q", 5));
+        assert_ne!(lineage("ap", "p", 5), lineage("a", "pp", 5));
     }
 }

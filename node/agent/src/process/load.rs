@@ -1,25 +1,27 @@
-//! From a waiting sandbox to one that serves: the assignment goes out with the state's descriptors, and what the plugin declares comes
+//! From a waiting sandbox to one that serves: the assignment goes out with the segments of the state, and what the plugin declares comes
 //! back. The same for a process and for the probe of an image that is being deployed.
 
-use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use denizen_sandbox::{Life, Limits, Sandbox};
-use denizen_wire::{Assignment, Declarations, FrameReader, Kind as Frame, LoadFailure, Sender};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use denizen_wire::{
+    Assignment, Declarations, FrameReader, Header, Kind as Frame, LoadFailure, LoadFailureKind, SegmentUse,
+    Sender,
+};
+use rustix::net::SendFlags;
 
 use crate::deployed::Deployed;
 use crate::executor::{self, ControlReader};
 use crate::logs::{Log, Stream};
 use crate::node::Node;
 use crate::problem::{Kind, Problem};
-use crate::process::end::wait_exit;
+use crate::process::end::{is_fault, wait_exit};
 use crate::process::failure::{died_loading, refused};
-use crate::process::files::StateFiles;
-use crate::process::link::Link;
+use crate::process::files::Handed;
+use crate::process::link::{Link, hand};
 use crate::process::output::Output;
 
 /// How long a plugin's constructors and initialisation may take, in seconds.
@@ -28,6 +30,8 @@ const LOAD_LIMIT_S: u64 = 10;
 const ASSIGN_LIMIT: Duration = Duration::from_secs(5);
 /// Where a sandbox sees the plugin.
 const PLUGIN: &str = "/image/plugin.so";
+/// Words about segments that may come before the plugin is loaded.
+const EARLY_LIMIT: usize = 4096;
 
 /// A sandbox with its assignment, which loads the plugin now. Dropping it kills the sandbox.
 pub(crate) struct Loading {
@@ -46,9 +50,18 @@ pub(crate) struct Loaded {
     pub(crate) link: Rc<Link>,
     pub(crate) output: Rc<Output>,
     pub(crate) declarations: Declarations,
+    /// What it said about segments before it was loaded.
+    pub(crate) early: Vec<Header>,
 }
 
-/// What a runner is told. `epoch` 0 and no process: a probe.
+/// Why a plugin is not loaded.
+pub(crate) struct NotLoaded {
+    pub(crate) problem: Problem,
+    /// A sync of the state may have failed.
+    pub(crate) suspect: bool,
+}
+
+/// What a runner is told. `epoch` 0 and no process: a probe. What concerns state is for the caller to fill in.
 pub(crate) fn assignment(app: &str, process: &str, epoch: u64, image: &Deployed) -> Assignment {
     Assignment {
         app: app.to_owned(),
@@ -59,43 +72,58 @@ pub(crate) fn assignment(app: &str, process: &str, epoch: u64, image: &Deployed)
         plugin: PLUGIN.to_owned(),
         limits: image.runner_limits(),
         probe: process.is_empty(),
+        lineage: String::new(),
+        segments: 0,
+        spares: 0,
+        segment_min_bytes: 0,
+        segment_max_bytes: 0,
+        durable_at_least: 0,
+        files_bytes: image.files_bytes(),
     }
 }
 
-/// Limits the sandbox and sends it the assignment. Blocks; for a side thread.
+/// Limits the sandbox and sends it the assignment, and the segments that it announces. Blocks; for a side thread.
 pub(crate) fn assign(
     sandbox: &Sandbox,
     assignment: &Assignment,
-    files: Option<&StateFiles>,
+    cpu_percent: Option<u32>,
+    log: &[Handed],
+    spares: &[Handed],
 ) -> Result<(), Problem> {
-    let unusable = |error: &dyn std::fmt::Display| {
-        Problem::new(Kind::SandboxUnavailable, "a sandbox takes no assignment").cause(error)
+    let unusable = |error: &(dyn std::error::Error + 'static)| {
+        let kind = Kind::SandboxUnavailable.unless_out_of_descriptors(error);
+        Problem::new(kind, "a sandbox takes no assignment").cause(error)
     };
     let limits = Limits {
         memory_bytes: assignment.limits.memory_bytes,
         threads: assignment.limits.threads,
-        cpu_percent: None,
+        cpu_percent,
     };
     sandbox.limit(&limits).map_err(|error| unusable(&error))?;
     let frame = assignment.frame().map_err(|error| unusable(&error))?;
-    send_with_files(&sandbox.control, &frame, files).map_err(|error| unusable(&error))
+    send_with_segments(&sandbox.control, &frame, log, spares).map_err(|error| unusable(&error))
 }
 
-fn send_with_files(socket: &OwnedFd, frame: &[u8], files: Option<&StateFiles>) -> rustix::io::Result<()> {
+fn send_with_segments(
+    socket: &OwnedFd,
+    frame: &[u8],
+    log: &[Handed],
+    spares: &[Handed],
+) -> rustix::io::Result<()> {
     rustix::net::sockopt::set_socket_timeout(
         socket,
         rustix::net::sockopt::Timeout::Send,
         Some(ASSIGN_LIMIT),
     )?;
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = files.map(|files| [files.writable.as_fd(), files.read_only.as_fd()]);
-    if let Some(fds) = &fds {
-        control.push(SendAncillaryMessage::ScmRights(fds));
-    }
-    let mut sent = rustix::net::sendmsg(socket, &[IoSlice::new(frame)], &mut control, SendFlags::NOSIGNAL)?;
+    let mut sent = 0;
     while let Some(rest) = frame.get(sent..).filter(|rest| !rest.is_empty()) {
         sent += rustix::net::send(socket, rest, SendFlags::NOSIGNAL)?;
+    }
+    let log = log.iter().map(|segment| (segment, SegmentUse::Log));
+    let spares = spares.iter().map(|segment| (segment, SegmentUse::Spare));
+    for (segment, what_for) in log.chain(spares) {
+        let header = Header { a: what_for as u32, c: segment.id, ..Header::new(Frame::Segment, 0) };
+        hand(socket.as_fd(), &header, segment, SendFlags::NOSIGNAL)?;
     }
     Ok(())
 }
@@ -104,7 +132,8 @@ impl Loading {
     /// Takes an assigned sandbox to this executor.
     pub(crate) fn adopt(sandbox: Sandbox, log: &Arc<Log>) -> Result<Loading, Problem> {
         let failed = |error: std::io::Error| {
-            Problem::new(Kind::SandboxUnavailable, "a sandbox's sockets cannot be used").cause(error)
+            let kind = Kind::SandboxUnavailable.unless_out_of_descriptors(&error);
+            Problem::new(kind, "a sandbox's sockets cannot be used").cause(error)
         };
         let (control, stdio, life) = sandbox.into_parts();
         let (reader, writer) = executor::control_pair(control).map_err(failed)?;
@@ -116,19 +145,25 @@ impl Loading {
     ///
     /// # Errors
     /// Why it is not; the sandbox is gone then.
-    pub(crate) async fn ready(self) -> Result<Loaded, Problem> {
+    pub(crate) async fn ready(self) -> Result<Loaded, NotLoaded> {
         let Loading { life, mut reader, link, output, log } = self;
         let mut frames = FrameReader::new(Sender::Runner);
         let limit = Duration::from_secs(LOAD_LIMIT_S);
+        let mut suspect = false;
         let problem = match executor::within(limit, first_words(&mut reader, &mut frames, &log)).await {
-            Some(First::Ready(declarations)) => {
-                return Ok(Loaded { life, reader, frames, link, output, declarations });
+            Some(First::Ready(declarations, early)) => {
+                return Ok(Loaded { life, reader, frames, link, output, declarations, early });
             }
-            Some(First::Refused(failure)) => refused(failure),
+            Some(First::Refused(failure)) => {
+                // A disk that fails while the state is opened is the host's fault.
+                suspect = failure.kind == LoadFailureKind::Host;
+                refused(failure)
+            }
             Some(First::Broken(broken)) => Problem::new(Kind::SandboxMisbehaved, broken),
             Some(First::Nothing) => {
                 life.kill();
                 let exit = wait_exit(&life).await;
+                suspect = is_fault(exit);
                 died_loading(exit, life.last_words().read().as_ref())
             }
             None => Problem::new(
@@ -140,34 +175,37 @@ impl Loading {
         let confirmed = wait_exit(&life).await.is_some();
         output.finish();
         if !confirmed {
-            return Err(Problem::new(Kind::HostFault, "a sandbox was killed and does not die").cause(problem));
+            let problem =
+                Problem::new(Kind::HostFault, "a sandbox was killed and does not die").cause(problem);
+            return Err(NotLoaded { problem, suspect });
         }
         let errors = log.last_printed(5);
-        Err(if errors.is_empty() {
+        let problem = if errors.is_empty() {
             problem
         } else {
             problem.cause(format_args!("it last printed: {}", errors.join(" | ")))
-        })
+        };
+        Err(NotLoaded { problem, suspect })
     }
 }
 
 /// What a sandbox says after its assignment.
 enum First {
-    Ready(Declarations),
+    Ready(Declarations, Vec<Header>),
     Refused(LoadFailure),
     Broken(String),
     Nothing,
 }
 
 async fn first_words(reader: &mut ControlReader, frames: &mut FrameReader, log: &Log) -> First {
+    let mut early = Vec::new();
     loop {
         match frames.frame() {
             Err(error) => return First::Broken(error.to_string()),
             Ok(Some(frame)) => match frame.header.kind {
                 Frame::Ready => {
-                    return frame
-                        .document()
-                        .map_or_else(|error| First::Broken(error.to_string()), First::Ready);
+                    let ready = |declarations| First::Ready(declarations, early);
+                    return frame.document().map_or_else(|error| First::Broken(error.to_string()), ready);
                 }
                 Frame::Refused => {
                     return frame
@@ -176,6 +214,10 @@ async fn first_words(reader: &mut ControlReader, frames: &mut FrameReader, log: 
                 }
                 Frame::LogLine => {
                     log.add(Stream::Log, None, String::from_utf8_lossy(frame.payload).into_owned())
+                }
+                // Opening the state is part of loading.
+                Frame::WantSpare | Frame::Retired | Frame::StateNews if early.len() < EARLY_LIMIT => {
+                    early.push(frame.header);
                 }
                 other => {
                     return First::Broken(format!("a {other:?} frame came before the plugin was loaded"));
@@ -195,12 +237,13 @@ async fn first_words(reader: &mut ControlReader, frames: &mut FrameReader, log: 
 /// What is wrong with its plugin.
 pub(crate) async fn probe(node: &Node, app: &str, image: &Deployed) -> Result<Declarations, Problem> {
     let sandbox = node.pool.take().await?;
-    let assignment = assignment(app, "", 0, image);
+    let (assignment, cpu) = (assignment(app, "", 0, image), image.manifest.limits.cpu);
     node.pool.refill_soon();
-    let assigned = node.assigning.run(move || assign(&sandbox, &assignment, None).map(|()| sandbox)).await;
+    let assigned =
+        node.assigning.run(move || assign(&sandbox, &assignment, cpu, &[], &[]).map(|()| sandbox)).await;
     let sandbox = assigned.map_err(|error| Problem::new(Kind::ShuttingDown, error.to_string()))??;
     let log = node.logs.unlisted(app, "");
-    let loaded = Loading::adopt(sandbox, &log)?.ready().await?;
+    let loaded = Loading::adopt(sandbox, &log)?.ready().await.map_err(|not| not.problem)?;
     loaded.life.kill();
     wait_exit(&loaded.life).await;
     Ok(loaded.declarations)

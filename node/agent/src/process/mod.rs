@@ -17,8 +17,11 @@ mod link;
 mod load;
 mod output;
 mod reply;
+pub(crate) mod rest;
+mod segments;
 mod serve;
 mod start;
+mod state;
 mod stop;
 
 use std::cell::{Cell, RefCell};
@@ -26,7 +29,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use denizen_sched::{Create, ProcessName, Settled};
+use denizen_sched::{Create, Epoch, ProcessName, Settled};
 use futures_channel::oneshot;
 use hyper::header::HeaderValue;
 
@@ -35,13 +38,18 @@ use crate::home::{App, Home};
 use crate::local::{Turn, Turns};
 use crate::logs::Log;
 use crate::problem::{Kind, Problem};
+use crate::process::lineage::Whose;
+use crate::side::SideThread;
 
 pub(crate) use active::Active;
-pub(crate) use input::discard;
+pub(crate) use input::{Source, broken_off, discard};
+pub(crate) use invocation::RestsOn;
 pub(crate) use load::probe;
 pub(crate) use reply::{RemoteBody, ReplyBody};
 pub(crate) use serve::{Asked, Parts, Replied, call};
 pub(crate) use start::refused_claim;
+pub(crate) use state::{Ask, AtRestBody, AtRestReply, Told};
+pub(crate) use stop::MOST_WRITING;
 
 /// Calls that may wait for a process to start.
 const WAITING_LIMIT: usize = 1024;
@@ -77,8 +85,24 @@ pub(crate) struct Process {
     starters: RefCell<Vec<oneshot::Sender<Started>>>,
     waiting: Cell<usize>,
     crashes: RefCell<Crashes>,
+    /// The last commit that any of its sandboxes reported as durable on the node, as far as this node was told since it started.
+    durable: Cell<u64>,
+    /// What is known of a sync that failed under its state.
+    suspicion: Cell<Suspicion>,
     /// It is on its application's list of free processes.
     pub(crate) listed_free: Cell<bool>,
+    /// A call that named no process is on its way to it.
+    pub(crate) chosen: Cell<bool>,
+}
+
+/// What is known of the files under a process's state; the mark on the disk ([`files::mark`]) is what counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Suspicion {
+    None,
+    /// They are to be marked, and that has not succeeded: nothing may be begun with them.
+    Unmarked,
+    /// They are marked: the next start takes as long as a copy.
+    Marked,
 }
 
 /// How an attempt to start went. `strict`: it was not allowed to create the process.
@@ -109,8 +133,16 @@ impl Process {
             starters: RefCell::default(),
             waiting: Cell::new(0),
             crashes: RefCell::default(),
+            durable: Cell::new(0),
+            suspicion: Cell::new(Suspicion::None),
             listed_free: Cell::new(false),
+            chosen: Cell::new(false),
         })
+    }
+
+    /// Whose its state is.
+    fn whose(&self, born: Epoch) -> Whose {
+        Whose { app: self.app.name.to_string(), process: self.name.to_string(), born }
     }
 
     pub(crate) fn stage(&self) -> Stage {
@@ -129,6 +161,33 @@ impl Process {
     /// Whether nothing of it is here: no sandbox, and nobody who waits for one.
     pub(crate) fn is_at_rest(&self) -> bool {
         matches!(*self.stage.borrow(), Stage::Resting) && self.starters.borrow().is_empty()
+    }
+
+    /// The thread that copies and removes its state: always the same, so that one thing happens after the other.
+    fn copying<'n>(&self, home: &'n Home) -> &'n SideThread {
+        home.node.copying.of((self.app.name.as_str(), self.name.as_str()))
+    }
+
+    /// Marks the state: a sync of it may have failed. The sandbox is dead, and the caller has the turn.
+    ///
+    /// # Errors
+    /// The mark is not on the disk; it is owed then.
+    async fn suspect(&self, home: &Home) -> Result<(), Problem> {
+        self.suspicion.set(Suspicion::Unmarked);
+        let paths = home.node.dir.process(self.app.name.as_str(), self.name.as_str());
+        let marked = self.copying(home).run(move || files::mark(&paths.local)).await;
+        marked.unwrap_or_else(|error| Err(Problem::new(Kind::ShuttingDown, error.to_string())))?;
+        self.suspicion.set(Suspicion::Marked);
+        self.log.host("the disk failed under the state: it is recovered into new files".to_owned());
+        Ok(())
+    }
+
+    /// Makes the mark that is owed, before anything is begun with the state.
+    ///
+    /// # Errors
+    /// As [`Process::suspect`].
+    async fn mark_if_owed(&self, home: &Home) -> Result<(), Problem> {
+        if self.suspicion.get() == Suspicion::Unmarked { self.suspect(home).await } else { Ok(()) }
     }
 
     fn set_stage(&self, stage: Stage) {

@@ -131,6 +131,7 @@ async fn read(output: Rc<Output>, mut reader: ControlReader) {
         // Each byte can be a line.
         for piece in chunk.get(..count).unwrap_or_default().chunks(PIECE) {
             output.take(piece);
+            pace.unasked().await;
             pace.step().await;
         }
     }

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use denizen_wire::{Header, Kind as Frame};
@@ -11,7 +12,7 @@ use hyper::body::Bytes;
 
 use crate::problem::Problem;
 use crate::process::active::Active;
-use crate::process::invocation::Invocation;
+use crate::process::invocation::{Invocation, RestsOn};
 
 /// Parts on their way between executors.
 const PARTS_BETWEEN: usize = 2;
@@ -50,9 +51,16 @@ impl ReplyBody {
         part
     }
 
+    /// What the reply rests on, after its end.
+    pub(crate) fn rests_on(&self) -> Option<RestsOn> {
+        self.0.call.rests_on()
+    }
+
     /// Makes it a body that another executor can read.
     pub(crate) fn cross(mut self) -> RemoteBody {
         let (mut to, parts) = mpsc::channel(PARTS_BETWEEN);
+        let rests_on = Arc::new(OnceLock::new());
+        let tell = Arc::clone(&rests_on);
         crate::executor::spawn(async move {
             while let Some(part) = std::future::poll_fn(|cx| self.poll_part(cx)).await {
                 let failed = part.is_err();
@@ -61,18 +69,36 @@ impl ReplyBody {
                     break;
                 }
             }
+            // Before the channel closes, which is how the other side learns of the end.
+            if let Some(said) = self.rests_on() {
+                let _ = tell.set(said);
+            }
+            drop(to);
         });
-        RemoteBody(parts)
+        RemoteBody { parts, rests_on }
     }
 }
 
 /// A reply's body from another executor.
 #[derive(Debug)]
-pub(crate) struct RemoteBody(mpsc::Receiver<Result<Bytes, Problem>>);
+pub(crate) struct RemoteBody {
+    parts: mpsc::Receiver<Result<Bytes, Problem>>,
+    rests_on: Arc<OnceLock<RestsOn>>,
+}
 
 impl RemoteBody {
+    /// A body that comes from another thread.
+    pub(crate) fn from(parts: mpsc::Receiver<Result<Bytes, Problem>>) -> RemoteBody {
+        RemoteBody { parts, rests_on: Arc::default() }
+    }
+
+    /// What the reply rests on, after its end.
+    pub(crate) fn rests_on(&self) -> Option<RestsOn> {
+        self.rests_on.get().copied()
+    }
+
     /// The next part; `None` at the end.
     pub(crate) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Problem>>> {
-        Pin::new(&mut self.0).poll_next(cx)
+        Pin::new(&mut self.parts).poll_next(cx)
     }
 }

@@ -1,27 +1,32 @@
 //! The start of a process: claimed, given a sandbox and its state, loaded, and told about.
 //!
 //! The claim and the making of a sandbox overlap, and so do the loading of the plugin and the writing of the claim and of the record
-//! that the process is active. No call is begun before the claim is durable and the record is answered: durable where the state comes
-//! from the swap store; where it lies on the node, a crash may take the record back, and the next start finds the state all the same
-//! (`files`).
+//! that the process is active, and of the names of its segments. No call is begun before the claim and the names are durable and the
+//! record is answered: durable where the state comes from the swap store; where it lies on the node, a crash may take the record back,
+//! and the next start finds the state all the same (`files`).
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use denizen_sandbox::Sandbox;
 use denizen_sched::{Claim, Create, Durable, Epoch, Origin, SchedError, Settled};
+use denizen_wire::{Recovery, StateSummary};
 use futures_lite::future::zip;
 
+use crate::capacity::{self, Seat};
 use crate::deployed::Deployed;
 use crate::executor;
 use crate::home::Home;
 use crate::logs::STARTED;
 use crate::problem::{Kind, Problem};
 use crate::process::active::{Active, Parts};
-use crate::process::end::{Death, attend};
-use crate::process::lineage::Birth;
-use crate::process::load::{self, Loaded, Loading};
-use crate::process::{Process, Stage, files, stop};
+use crate::process::end::{Death, Killing, attend};
+use crate::process::failure::short;
+use crate::process::files::{Bounds, Names, Shelf};
+use crate::process::load::{self, Loaded, Loading, NotLoaded};
+use crate::process::segments::Segments;
+use crate::process::{Process, Stage, Suspicion, files, stop};
 
 /// Starts a process. The caller has its turn.
 ///
@@ -41,6 +46,7 @@ pub(super) async fn start(
         return Err(Problem::new(Kind::ShuttingDown, "the node is shutting down"));
     }
     process.may_start()?;
+    process.mark_if_owed(home).await?;
     process.set_stage(Stage::Starting);
     let result = claim_and_load(home, process, create).await;
     match &result {
@@ -59,22 +65,22 @@ async fn claim_and_load(
     create: Create,
 ) -> Result<Rc<Active>, Problem> {
     let node = &home.node;
-    let claim = node.scheduler.claim_ahead(process.app.name.clone(), process.name.clone(), create);
-    let (claim, sandbox) = zip(claim, node.pool.take()).await;
-    let (claim, durable) = match claim {
+    let (claim, sandbox) = zip(capacity::claim(home, process, create), node.pool.take()).await;
+    let (claim, durable, seat) = match claim {
         Ok(claimed) => claimed,
-        Err(error) => {
+        Err(problem) => {
             sandbox.map(|sandbox| node.pool.give_back(sandbox)).unwrap_or_default();
-            return Err(refused_claim(&error));
+            return Err(problem);
         }
     };
     let epoch = claim.epoch;
     let loaded = match sandbox {
-        Ok(sandbox) => load(home, process, claim, durable, sandbox).await,
+        Ok(sandbox) => load(home, process, claim, durable, sandbox, seat).await,
         Err(problem) => Err(problem),
     };
     // Whatever became of it, the pool is filled behind its back.
     node.pool.refill_soon();
+    node.restock_soon();
     if let Err(problem) = &loaded {
         failed(home, process, epoch, problem).await;
     }
@@ -87,23 +93,47 @@ async fn load(
     claim: Claim,
     durable: Durable,
     sandbox: Sandbox,
+    seat: Seat,
 ) -> Result<Rc<Active>, Problem> {
     let node = &home.node;
     let image = image_of(process, &claim)?;
-    let sandbox = give_state(home, process, &claim, &image, sandbox).await?;
+    let durable_at_least = claim.durable.max(process.durable.get());
+    let given = give_state(home, process, &claim, &image, durable_at_least, sandbox).await?;
+    let Given { sandbox, shelf, present, names } = given;
     let loading = Loading::adopt(sandbox, &process.log)?;
+    let names = node.syncing.run(move || names.sync());
     let settled =
         node.scheduler.settled(process.app.name.clone(), process.name.clone(), claim.epoch, Settled::Active);
-    let (loaded, (durable, settled)) = zip(loading.ready(), zip(durable.wait(), settled)).await;
-    let loaded = loaded?;
+    let on_disk = zip(zip(durable.wait(), settled), names);
+    let (loaded, ((durable, settled), names)) = zip(loading.ready(), on_disk).await;
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(NotLoaded { problem, suspect }) => {
+            if suspect {
+                process.suspect(home).await?;
+            }
+            return Err(problem);
+        }
+    };
     durable.map_err(|error| refused_claim(&error))?;
     settled.map_err(|error| refused_claim(&error))?;
-    if matches!(claim.origin, Origin::Swapped { .. }) {
-        // The record points to the local file now.
-        let paths = node.dir.process(process.app.name.as_str(), process.name.as_str());
-        node.copying.later(move || drop(files::remove_swapped(&paths, None)));
+    names.unwrap_or_else(|error| Err(Problem::new(Kind::ShuttingDown, error.to_string())))?;
+    if loaded.declarations.state.commit < durable_at_least {
+        let found = loaded.declarations.state.commit;
+        let text =
+            format!("the sandbox says that its last commit is {found}, and {durable_at_least} was durable");
+        return Err(Problem::new(Kind::SandboxMisbehaved, text));
     }
-    Ok(serve(home, process, claim.epoch, image, loaded))
+    if matches!(claim.origin, Origin::Swapped { .. }) {
+        // The record points to the local segments now.
+        let paths = node.dir.process(process.app.name.as_str(), process.name.as_str());
+        process.copying(home).later(move || drop(files::remove_swapped(&paths, None)));
+    }
+    process.suspicion.set(Suspicion::None);
+    let life = Arc::clone(&loaded.life);
+    let reach = Box::new(move |bytes| life.let_files_reach(bytes));
+    let segments = Segments::new(Rc::clone(&loaded.link), reach, present, shelf, node.segments.clone());
+    Ok(serve(home, process, &claim, image, loaded, segments, seat))
 }
 
 /// What the claim says to run; mostly what calls are checked against already.
@@ -115,26 +145,44 @@ fn image_of(process: &Process, claim: &Claim) -> Result<Arc<Deployed>, Problem> 
     Deployed::from_record(&claim.image).map(Arc::new)
 }
 
-/// Opens the state and sends the assignment, on a side thread: a copy from the swap store takes long, and gets one of its own.
+/// A sandbox with its assignment, and what the node keeps of its segments.
+struct Given {
+    sandbox: Sandbox,
+    shelf: Shelf,
+    present: BTreeSet<u64>,
+    names: Names,
+}
+
+/// Opens the state and sends the assignment, on a side thread: a copy, from the swap store or of suspect files, takes long, and gets
+/// one of its own.
 async fn give_state(
     home: &Rc<Home>,
     process: &Process,
     claim: &Claim,
     image: &Deployed,
+    durable_at_least: u64,
     sandbox: Sandbox,
-) -> Result<Sandbox, Problem> {
-    let (app, name) = (process.app.name.as_str(), process.name.as_str());
-    let paths = home.node.dir.process(app, name);
-    let assignment = load::assignment(app, name, claim.epoch.get(), image);
-    let (origin, epoch) = (claim.origin, claim.epoch);
-    let names = (app.to_owned(), name.to_owned());
-    let side =
-        if matches!(origin, Origin::Swapped { .. }) { &home.node.copying } else { &home.node.assigning };
+) -> Result<Given, Problem> {
+    let node = &home.node;
+    let whose = process.whose(claim.born);
+    let paths = node.dir.process(&whose.app, &whose.process);
+    let bounds = Bounds::of(image.manifest.limits.state.bytes());
+    let mut assignment = load::assignment(&whose.app, &whose.process, claim.epoch.get(), image);
+    assignment.lineage = denizen_wire::to_hex(&whose.lineage().0);
+    (assignment.segment_min_bytes, assignment.segment_max_bytes) = (bounds.min_bytes, bounds.max_bytes);
+    assignment.durable_at_least = durable_at_least;
+    let (origin, epoch, cpu) = (claim.origin, claim.epoch, image.manifest.limits.cpu);
+    let copies = matches!(origin, Origin::Swapped { .. }) || process.suspicion.get() == Suspicion::Marked;
+    let side = if copies { process.copying(home) } else { &node.assigning };
+    let stock = node.stock.clone();
     let work = move || {
-        let birth = Birth { app: &names.0, process: &names.1, epoch };
-        let state = files::open(&paths, origin, birth)?;
-        load::assign(&sandbox, &assignment, Some(&state))?;
-        Ok(sandbox)
+        let opened = files::open(&paths, &whose, epoch, origin, durable_at_least, bounds, &stock)?;
+        assignment.segments = u32::try_from(opened.log.len()).unwrap_or(u32::MAX);
+        let spares = [opened.spare];
+        assignment.spares = 1;
+        load::assign(&sandbox, &assignment, cpu, &opened.log, &spares)?;
+        let present = opened.log.iter().chain(&spares).map(|segment| segment.id).collect();
+        Ok(Given { sandbox, shelf: opened.shelf, present, names: opened.names })
     };
     side.run(work).await.unwrap_or_else(|error| Err(Problem::new(Kind::ShuttingDown, error.to_string())))
 }
@@ -142,25 +190,53 @@ async fn give_state(
 fn serve(
     home: &Rc<Home>,
     process: &Rc<Process>,
-    epoch: Epoch,
+    claim: &Claim,
     image: Arc<Deployed>,
     loaded: Loaded,
+    segments: Rc<Segments>,
+    seat: Seat,
 ) -> Rc<Active> {
-    let Loaded { life, reader, frames, link, output, declarations } = loaded;
-    let (commit, state_bytes) = (declarations.state.commit, declarations.state.live_bytes);
-    let image = image.redeclared(declarations).map_or(image, Arc::new);
+    let Loaded { life, reader, frames, link, output, mut declarations, early } = loaded;
+    let StateSummary { commit, durable, live_bytes: state_bytes, .. } = declarations.state;
+    let (epoch, born) = (claim.epoch, claim.born);
     process.log.host(format!("{STARTED}: image {}, epoch {epoch}, commit {commit}", image.id.short()));
+    if let Some(recovery) = declarations.recovery.take() {
+        tell_recovery(process, recovery);
+    }
+    let image = image.redeclared(declarations).map_or(image, Arc::new);
     let log = Arc::clone(&process.log);
-    let active = Active::new(Parts { image, epoch, link, life, log, output, commit, state_bytes });
+    let durable = durable.min(commit);
+    let parts = Parts { image, epoch, born, link, life, log, output, segments, commit, durable, state_bytes };
+    let active = Active::new(parts);
+    if let Some(broken) = early.iter().find_map(|header| active.about_segments(header).err()) {
+        active.kill(Killing::Misbehaved(broken));
+    }
     active.output.belongs_to(&active);
+    active.segments.belongs_to(&active);
     executor::spawn(attend(Rc::clone(&active), reader, frames));
-    executor::spawn(watch(Rc::clone(home), Rc::clone(process), Rc::clone(&active)));
+    executor::spawn(watch(Rc::clone(home), Rc::clone(process), Rc::clone(&active), seat));
     active
 }
 
+/// What a sandbox says that it found in its state, in as many lines as fit to be read.
+fn tell_recovery(process: &Process, recovery: Recovery) {
+    if recovery.torn {
+        process.log.host("recovered: a tail that never was durable was cut".to_owned());
+    }
+    for damaged in recovery.damaged.into_iter().take(Recovery::MAX_DAMAGED) {
+        process.log.host(format!("damaged: {}", short(damaged)));
+    }
+}
+
 /// Buries a sandbox that dies while nobody waits for that.
-async fn watch(home: Rc<Home>, process: Rc<Process>, active: Rc<Active>) {
-    active.changes.until(|| active.death.borrow().is_some().then_some(())).await;
+async fn watch(home: Rc<Home>, process: Rc<Process>, active: Rc<Active>, seat: Seat) {
+    let death = active.changes.until(|| active.death.borrow().clone()).await;
+    if death.confirmed {
+        drop(seat);
+    } else {
+        // What does not die still takes what a process takes.
+        std::mem::forget(seat);
+    }
     let _turn = process.turns.take().await;
     let ours = matches!(process.stage(), Stage::Active(current) if Rc::ptr_eq(&current, &active));
     if ours && let Err(problem) = bury(&home, &process, &active, Tell::Always).await {
@@ -186,7 +262,7 @@ pub(super) async fn bury(
     active: &Rc<Active>,
     tell: Tell,
 ) -> Result<(), Problem> {
-    let Death { problem, confirmed } = active.changes.until(|| active.death.borrow().clone()).await;
+    let Death { problem, confirmed, suspect } = active.changes.until(|| active.death.borrow().clone()).await;
     if !confirmed {
         let text = format!(
             "the sandbox of {} (pid {}) was killed and does not die",
@@ -196,13 +272,20 @@ pub(super) async fn bury(
         return Err(Problem::new(Kind::HostFault, text)
             .remedy("See `ps` for that pid; restart the node, or the machine"));
     }
+    active.segments.settle().await;
+    if suspect {
+        // Not at rest before it is on the disk: whoever comes next tries again.
+        process.suspect(home).await?;
+    }
+    process.durable.set(process.durable.get().max(active.durable()));
+    let durable = process.durable.get();
     if let Some(problem) = problem {
         process.log.host(format!("ended: {problem}"));
         let document = problem.to_json();
         process.crashed(problem);
-        process.settle(home, active, Settled::Failed { problem: document }).await;
+        process.settle(home, active, Settled::Failed { problem: document, durable }).await;
     } else if tell == Tell::Always {
-        let settled = Settled::Stopped { bytes: active.state_bytes(), commit: active.commit() };
+        let settled = Settled::Stopped { bytes: active.state_bytes(), commit: active.commit(), durable };
         process.settle(home, active, settled).await;
     }
     process.set_stage(Stage::Resting);
@@ -213,10 +296,13 @@ pub(super) async fn bury(
 async fn failed(home: &Home, process: &Process, epoch: Epoch, problem: &Problem) {
     process.log.host(format!("not started: {problem}"));
     // What the host lacks is not held against the process.
-    if !matches!(problem.kind(), Kind::SandboxUnavailable | Kind::NoSpace | Kind::ShuttingDown) {
+    if !matches!(
+        problem.kind(),
+        Kind::SandboxUnavailable | Kind::NoSpace | Kind::OutOfDescriptors | Kind::ShuttingDown
+    ) {
         process.crashed(problem.clone());
     }
-    let settled = Settled::Failed { problem: problem.to_json() };
+    let settled = Settled::Failed { problem: problem.to_json(), durable: process.durable.get() };
     let told =
         home.node.scheduler.settled(process.app.name.clone(), process.name.clone(), epoch, settled).await;
     if let Err(error) = told {
@@ -235,6 +321,7 @@ pub(crate) fn refused_claim(error: &SchedError) -> Problem {
         SchedError::UnknownProcess { .. } => Kind::UnknownProcess,
         SchedError::ProcessExists { .. } => Kind::ProcessExists,
         SchedError::TooManyProcesses { .. } => Kind::TooManyProcesses,
+        SchedError::NoRoom(_) => Kind::NodeFull,
         SchedError::Stopped => Kind::ShuttingDown,
         SchedError::Store { .. } => Kind::StoreFailed,
         SchedError::NoSpace { .. } => Kind::NoSpace,

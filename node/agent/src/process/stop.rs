@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use denizen_image::ImageId;
 use denizen_sched::idle::{Activity, Verdict, verdict};
-use denizen_sched::{Create, Epoch, Home as Place, Settled};
+use denizen_sched::{Create, Epoch, Home as Place, Origin, Settled};
 
 use crate::executor;
 use crate::home::Home;
@@ -16,11 +16,22 @@ use crate::local::Turn;
 use crate::problem::{Kind, Problem};
 use crate::process::active::Active;
 use crate::process::end::Killing;
+use crate::process::files::{AtRest, Lies, Summary};
 use crate::process::start::{Tell, bury, refused_claim};
 use crate::process::{Process, Stage, files};
 
-/// How long a sandbox may take to end beyond the deadlines of its calls.
+/// How long a sandbox may take to end beyond the deadlines of its calls, when there is nothing to write.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
+/// Bytes that a disk is trusted to take in a second: a slow one that others use too.
+const DISK_SPEED: u64 = 64 << 20;
+/// The longest that a node that stops waits for what one process has to write.
+pub(crate) const MOST_WRITING: Duration = Duration::from_secs(60);
+
+/// How long it may take to write what an orderly end writes at most: all files, and all that is live, should none of it be synced. The
+/// sandbox says how much is live; it gains no time by claiming more than it may have.
+fn writing_time(files: u64, live: u64, live_limit: u64) -> Duration {
+    Duration::from_secs(files.saturating_add(live.min(live_limit)) / DISK_SPEED)
+}
 
 /// Ends the sandbox in an orderly way, if there is one, and gives it. The caller has the turn.
 async fn drain(
@@ -37,12 +48,22 @@ async fn drain(
     active.drain();
     let now = Instant::now();
     let calls = active.last_deadline().map_or(Duration::ZERO, |last| last.saturating_duration_since(now));
-    let patience = (calls + DRAIN_GRACE).min(limit.unwrap_or(Duration::MAX));
+    let limits = &active.image.manifest.limits;
+    let writing = writing_time(active.image.files_bytes(), active.state_bytes(), limits.state.bytes());
+    // What a stopping node breaks off early are calls, not the keeping of files.
+    let patience = match limit {
+        Some(limit) => (calls + DRAIN_GRACE).min(limit) + writing.min(MOST_WRITING),
+        None => calls + DRAIN_GRACE + writing,
+    };
     let dead = active.changes.until(|| active.death.borrow().is_some().then_some(()));
     if executor::within(patience, dead).await.is_none() {
         active.kill(Killing::Stopping);
     }
     bury(home, process, &active, tell).await?;
+    if let Some(lost) = active.lost_files() {
+        process.log.host(lost.to_string());
+        tracing::error!("{}/{}: {lost}", process.app.name, process.name);
+    }
     Ok(Some(active))
 }
 
@@ -53,6 +74,15 @@ impl Process {
     /// `unknown-process`, or why it could not be moved; its state is where it was then.
     pub(crate) async fn swap_out(self: &Rc<Process>, home: &Rc<Home>) -> Result<(), Problem> {
         self.transition(home, |home, process, _turn| async move { swap_out(&home, &process).await }).await
+    }
+
+    /// Swaps the process out because another needs its room, unless a call has come.
+    ///
+    /// # Errors
+    /// Why its state could not be moved.
+    pub(crate) async fn make_way(self: &Rc<Process>, home: &Rc<Home>) -> Result<(), Problem> {
+        let Some(active) = self.serving() else { return Ok(()) };
+        swap_if_still_idle(home, self, &active, Duration::ZERO).await.map(drop)
     }
 
     /// Ends a sandbox that runs another image than `image`. True if there was one.
@@ -93,63 +123,117 @@ impl Process {
 async fn swap_out(home: &Rc<Home>, process: &Rc<Process>) -> Result<(), Problem> {
     // A process is not ended for a copy that has no room: on a full disk it would not start again either.
     let paths = home.node.dir.process(process.app.name.as_str(), process.name.as_str());
-    let room = home.node.copying.run(move || files::room_for_copy(&paths)).await;
+    let live = process.serving().map(|active| active.state_bytes());
+    let room = process.copying(home).run(move || files::room_for_copy(&paths, live)).await;
     room.unwrap_or_else(|error| Err(Problem::new(Kind::ShuttingDown, error.to_string())))
         .inspect_err(|problem| process.log.host(format!("not swapped out: {problem}")))?;
     let drained = drain(home, process, None, Tell::Crashes).await?;
+    // Without a word from the sandbox a process of objects alone loses nothing: what has a commit number is in the log, and the copy is
+    // made from that, after a recovery if need be. Files are in no log until they are captured: whoever asked must hear of them.
+    if let Some((active, lost)) = drained.as_ref().and_then(|active| Some((active, active.lost_files()?))) {
+        if active.ended_orderly() {
+            settle_stopped(process, home, active).await;
+        }
+        return Err(lost);
+    }
     if let Some(active) = drained.filter(|active| active.ended_orderly()) {
         // The term that just ended is the one that the copy is named by.
-        let moved = move_out(home, process, active.epoch).await;
+        let durable = process.durable.get();
+        let moving = Moving { epoch: active.epoch, born: active.born, lies: Lies::Here, durable };
+        let moved =
+            move_out(home, process, moving, |state, epoch| Ok((state.swap_out(epoch, None)?, ()))).await;
         if moved.is_err() {
-            let settled = Settled::Stopped { bytes: active.state_bytes(), commit: active.commit() };
-            process.settle(home, &active, settled).await;
+            settle_stopped(process, home, &active).await;
         }
-        return moved;
+        return moved.map(drop);
     }
     swap_out_resting(home, process).await
 }
 
-/// Swaps out a process that no sandbox runs: it needs a term of its own for that.
+/// Ends the term of a sandbox that is dead, with its state where it was.
+async fn settle_stopped(process: &Rc<Process>, home: &Rc<Home>, active: &Rc<Active>) {
+    let (bytes, commit, durable) = (active.state_bytes(), active.commit(), process.durable.get());
+    process.settle(home, active, Settled::Stopped { bytes, commit, durable }).await;
+}
+
+/// Swaps out a process that no sandbox runs, if its state is here.
 async fn swap_out_resting(home: &Rc<Home>, process: &Rc<Process>) -> Result<(), Problem> {
     let (app, name) = (&process.app.name, &process.name);
-    let scheduler = &home.node.scheduler;
-    let record = scheduler.get(app.clone(), name.clone()).await.map_err(|error| refused_claim(&error))?;
-    if record.home != Place::Local {
+    let record = home.node.scheduler.get(app.clone(), name.clone()).await;
+    if record.map_err(|error| refused_claim(&error))?.home != Place::Local {
         return Ok(());
     }
-    let claim = scheduler
-        .claim(app.clone(), name.clone(), Create::Never)
-        .await
-        .map_err(|error| refused_claim(&error))?;
-    let moved = move_out(home, process, claim.epoch).await;
+    move_resting(home, process, |state, epoch| Ok((state.swap_out(epoch, None)?, ()))).await.map(drop)
+}
+
+/// Moves the state of a process that no sandbox runs to the swap store, or to another place in it: it needs a term of its own for that.
+/// `copy` may change something on the way. The caller has the turn.
+///
+/// # Errors
+/// Those of `copy`, and of the scheduler; the state is where it was then.
+pub(super) async fn move_resting<T: Send + 'static>(
+    home: &Rc<Home>,
+    process: &Rc<Process>,
+    copy: impl FnOnce(&AtRest<'_>, Epoch) -> Result<(Summary, T), Problem> + Send + 'static,
+) -> Result<(Summary, T), Problem> {
+    let (app, name) = (&process.app.name, &process.name);
+    let scheduler = &home.node.scheduler;
+    let refused = |error| refused_claim(&error);
+    let record = scheduler.get(app.clone(), name.clone()).await.map_err(refused)?;
+    let claim = scheduler.claim(app.clone(), name.clone(), Create::Never).await.map_err(refused)?;
+    let lies = match claim.origin {
+        Origin::Swapped { epoch } => Lies::Swapped(epoch),
+        Origin::New { .. } => Lies::Perhaps,
+        Origin::Local => Lies::Here,
+    };
+    let durable = claim.durable.max(process.durable.get());
+    let moving = Moving { epoch: claim.epoch, born: claim.born, lies, durable };
+    let moved = move_out(home, process, moving, copy).await;
     if moved.is_err() {
-        let settled = Settled::Stopped { bytes: record.state_bytes, commit: record.commit };
+        // Nothing was touched.
+        let settled = Settled::Stopped { bytes: record.state_bytes, commit: record.commit, durable };
         let _ = scheduler.settled(app.clone(), name.clone(), claim.epoch, settled).await;
     }
     moved
 }
 
+/// State that is to be moved in a term.
+struct Moving {
+    epoch: Epoch,
+    born: Epoch,
+    lies: Lies,
+    durable: u64,
+}
+
 /// Steps 2 to 5 of the table in [`files`].
-async fn move_out(home: &Rc<Home>, process: &Rc<Process>, epoch: Epoch) -> Result<(), Problem> {
+async fn move_out<T: Send + 'static>(
+    home: &Rc<Home>,
+    process: &Rc<Process>,
+    moving: Moving,
+    copy: impl FnOnce(&AtRest<'_>, Epoch) -> Result<(Summary, T), Problem> + Send + 'static,
+) -> Result<(Summary, T), Problem> {
     let (app, name) = (&process.app.name, &process.name);
     let paths = home.node.dir.process(app.as_str(), name.as_str());
+    let Moving { epoch, born, lies, durable } = moving;
     let copied = {
-        let paths = paths.clone();
-        home.node.copying.run(move || files::swap_out(&paths, epoch)).await
+        let (paths, whose) = (paths.clone(), process.whose(born));
+        let work = move || copy(&AtRest { paths: &paths, whose: &whose, lies, durable }, epoch);
+        process.copying(home).run(work).await
     };
     let copied = copied.unwrap_or_else(|error| Err(Problem::new(Kind::ShuttingDown, error.to_string())));
-    let summary = copied.inspect_err(|problem| process.log.host(format!("not swapped out: {problem}")))?;
-    let settled = Settled::Swapped { bytes: summary.live_bytes, commit: summary.commit };
+    let moved = copied.inspect_err(|problem| process.log.host(format!("not swapped out: {problem}")))?;
+    let Summary { commit, live_bytes: bytes } = moved.0;
+    // The copy was synced.
+    let settled = Settled::Swapped { bytes, commit, durable: commit };
     let told = home.node.scheduler.settled(app.clone(), name.clone(), epoch, settled).await;
     told.map_err(|error| refused_claim(&error))?;
-    home.node.copying.later(move || {
+    process.durable.set(process.durable.get().max(commit));
+    process.copying(home).later(move || {
         files::forget_local(&paths);
         drop(files::remove_swapped(&paths, Some(epoch)));
     });
-    process
-        .log
-        .host(format!("swapped out: epoch {epoch}, commit {}, {} bytes", summary.commit, summary.live_bytes));
-    Ok(())
+    process.log.host(format!("swapped out: epoch {epoch}, commit {commit}, {bytes} bytes"));
+    Ok(moved)
 }
 
 async fn delete(home: &Rc<Home>, process: &Rc<Process>) -> Result<(), Problem> {
@@ -159,7 +243,7 @@ async fn delete(home: &Rc<Home>, process: &Rc<Process>) -> Result<(), Problem> {
     node.scheduler.delete(app.clone(), name.clone()).await.map_err(|error| refused_claim(&error))?;
     // From here on it does not exist; what a crash leaves of its files is discarded when a namesake is created.
     let paths = node.dir.process(app.as_str(), name.as_str());
-    let _ = node.copying.run(move || files::delete(&paths)).await;
+    let _ = process.copying(home).run(move || files::delete(&paths)).await;
     process.set_stage(Stage::Deleted);
     process.app.forget(process);
     node.logs.forget(app.as_str(), name.as_str());
@@ -217,4 +301,18 @@ async fn swap_if_still_idle(
         }
     };
     process.transition(home, work).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_much_to_write_has_longer_to_end() {
+        const MB: u64 = 1 << 20;
+        assert_eq!(writing_time(0, 1000, MB), Duration::ZERO);
+        assert_eq!(writing_time(700 * MB, 0, 1024 * MB), Duration::from_secs(10));
+        assert_eq!(writing_time(640 * MB, 640 * MB, 1024 * MB), Duration::from_secs(20));
+        assert_eq!(writing_time(64 * MB, u64::MAX, 64 * MB), Duration::from_secs(2), "a claim gains no time");
+    }
 }

@@ -1,0 +1,253 @@
+//! A connection from its beginning to the OK: its HELLO, its token, and the process that it is for.
+//!
+//! Exactly the HELLO is read. Nothing is looked up before the token was verified, and nothing is started before it is known to be for this
+//! application and process. The connection then moves to the executor on which its process lives.
+
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use denizen_protocol::limits::{HANDSHAKE_MS, MAX_FUNCTIONS};
+use denizen_protocol::server::{Connection, Handshake, Parked, Terms};
+use denizen_protocol::token::{Claims, Refusal};
+use denizen_protocol::{Accepted, Hello, Problem as Framed, Violation};
+use hyper::rt::{Read as _, ReadBuf, Write as _};
+
+use super::connection::{self, Caller};
+use super::{Greeting, Seat};
+use crate::executor::{self, HttpStream};
+use crate::home::{App, Home};
+use crate::problem::{Kind, Problem};
+
+/// Calls that may be in flight on a connection.
+const CALLS: u32 = 128;
+/// Request bytes that a caller may send unasked, per call.
+pub(super) const CALL_WINDOW: u32 = 256 << 10;
+/// The same for the connection.
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes of a HELLO that are read at once.
+const AT_ONCE: usize = 1 << 10;
+/// How long a connection that is refused is read on, and how many bytes: a close over what was not read would take the answer with it.
+const PARTING: Duration = Duration::from_secs(1);
+const PARTING_BYTES: usize = 256 << 10;
+/// After what quiet the kernel looks whether the caller is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// Why there will be no OK.
+enum Refused {
+    /// It is no caller of ours, or it is gone.
+    Quietly,
+    With(Box<Framed>),
+}
+
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Refused {
+        Refused::With(Box::new(problem.framed()))
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Refused {
+        Refused::With(Box::new(Framed::from(&refusal)))
+    }
+}
+
+impl From<Violation> for Refused {
+    fn from(violation: Violation) -> Refused {
+        match violation {
+            Violation::NotDenizen => Refused::Quietly,
+            violation => Refused::With(Box::new(Framed::from(&violation))),
+        }
+    }
+}
+
+/// Takes a connection in, and gives it to the executor that serves it.
+pub(super) async fn greet(home: Rc<Home>, mut stream: HttpStream, place: Greeting) {
+    let limit = Duration::from_millis(u64::from(HANDSHAKE_MS));
+    let admitted = executor::within(limit, admit(&home, &mut stream)).await;
+    match admitted.unwrap_or(Err(Refused::Quietly)) {
+        Ok((hello, claims)) => {
+            drop(place);
+            give(&home, stream, hello, claims);
+        }
+        Err(refused) => refuse(stream, refused).await,
+    }
+}
+
+/// Reads the HELLO, and looks whether its token is for what it wants.
+async fn admit(home: &Rc<Home>, stream: &mut HttpStream) -> Result<(Hello, Claims), Refused> {
+    let hello = read_hello(stream).await?;
+    let claims = home.node.believed.verify(&hello.token, &home.node.assigning).await?;
+    claims.permit_app(&hello.app)?;
+    match (&hello.process, &claims.process) {
+        (Some(process), _) => claims.permit_process(process)?,
+        // Its calls may name any.
+        (None, Some(_)) => return Err(Refusal::WrongProcess.into()),
+        (None, None) => {}
+    }
+    Ok((hello, claims))
+}
+
+async fn read_hello(stream: &mut HttpStream) -> Result<Hello, Refused> {
+    let mut handshake = Handshake::new();
+    let mut bytes = [0; AT_ONCE];
+    loop {
+        let wanted = handshake.wants().min(AT_ONCE);
+        let room = bytes.get_mut(..wanted).unwrap_or_default();
+        let count = poll_fn(|cx| poll_read(stream, cx, room)).await.map_err(|_| Refused::Quietly)?;
+        if count == 0 {
+            return Err(Refused::Quietly);
+        }
+        if let Some(hello) = handshake.push(room.get(..count).unwrap_or_default())? {
+            return Ok(hello);
+        }
+    }
+}
+
+/// Has the executor serve the connection on which its process lives, or this one, if it is bound to none.
+fn give(home: &Rc<Home>, stream: HttpStream, hello: Hello, claims: Claims) {
+    let bound = hello.process.as_deref().map(|process| home.node.home_of(&hello.app, process));
+    let executor = bound.filter(|executor| *executor != home.index);
+    let Some(executor) = executor else {
+        executor::spawn(serve(Rc::clone(home), stream, hello, claims));
+        return;
+    };
+    match stream.give_up() {
+        Ok(socket) => {
+            let job = move |home: Rc<Home>| adopt(&home, socket, hello, claims);
+            // An executor that is gone drops the job, and the connection with it: the node stops.
+            let _ = home.node.send_job(executor, Box::new(job));
+        }
+        Err(error) => tracing::warn!("a connection cannot be moved to its executor: {error}"),
+    }
+}
+
+fn adopt(home: &Rc<Home>, socket: OwnedFd, hello: Hello, claims: Claims) {
+    match HttpStream::adopt(socket) {
+        Ok(stream) => executor::spawn(serve(Rc::clone(home), stream, hello, claims)),
+        Err(error) => tracing::warn!("a connection cannot be taken over: {error}"),
+    }
+}
+
+async fn serve(home: Rc<Home>, stream: HttpStream, hello: Hello, claims: Claims) {
+    // Without it a caller that vanished stays until its token expires.
+    let _ = stream.keep_alive(KEEP_ALIVE);
+    match answer(&home, &hello, &claims).await {
+        Ok((seat, caller, taken)) => {
+            connection::serve(&home, stream, caller, taken, claims.expires_s).await;
+            drop(seat);
+        }
+        Err(refused) => refuse(stream, refused).await,
+    }
+}
+
+/// Starts or finds the process, and has the OK sent.
+async fn answer(
+    home: &Rc<Home>,
+    hello: &Hello,
+    claims: &Claims,
+) -> Result<(Seat, Rc<Caller>, connection::TakenReceiver), Refused> {
+    if home.node.is_stopping() {
+        return Err(Problem::new(Kind::ShuttingDown, "the node is shutting down").into());
+    }
+    let app = home.app(&hello.app)?;
+    let seat = Seat::take(home, &app)?;
+    let epoch = match &hello.process {
+        Some(process) => epoch_of(home, &app, process, hello).await?,
+        None => 0,
+    };
+    let image = app.image();
+    let mut accepted = Accepted {
+        max_calls: CALLS,
+        call_window: CALL_WINDOW,
+        connection_window: CONNECTION_WINDOW,
+        table: image.table,
+        ..Accepted::new(epoch, image.longest_input())
+    };
+    if hello.options.want_functions {
+        let names = image.declarations.functions.iter().map(|function| function.name.clone());
+        accepted.functions = names.take(MAX_FUNCTIONS as usize).collect();
+    }
+    let mut bytes = Vec::new();
+    accepted.encode(&mut bytes)?;
+    let terms = Terms::agreed(hello, &accepted, claims.functions.clone());
+    let protocol = Connection::resume(Parked::fresh(terms));
+    let (caller, taken) = Caller::new(home, &app, protocol, hello.options.create_never, bytes);
+    Ok((seat, caller, taken))
+}
+
+/// The epoch of a process that serves; it is started if it does not.
+async fn epoch_of(home: &Rc<Home>, app: &Rc<App>, name: &str, hello: &Hello) -> Result<u64, Refused> {
+    let process = home.process(app, name)?;
+    let create = app.image().creates(hello.options.create_never);
+    let active = process.active(home, create).await;
+    if active.as_ref().is_err_and(|problem| {
+        matches!(problem.kind(), Kind::UnknownProcess | Kind::TooManyProcesses | Kind::NodeFull)
+    }) {
+        home.let_go(&process);
+    }
+    let epoch = active?.epoch.get();
+    if hello.epoch != 0 && hello.epoch != epoch {
+        let text = format!("epoch {} is wanted, and {name} is in epoch {epoch}", hello.epoch);
+        let problem = Problem::new(Kind::EpochMismatch, text).framed();
+        return Err(Refused::With(Box::new(Framed { epoch, ..problem })));
+    }
+    Ok(epoch)
+}
+
+async fn refuse(mut stream: HttpStream, refused: Refused) {
+    let Refused::With(problem) = refused else { return };
+    let mut bytes = Vec::new();
+    if problem.encode(0, &mut bytes).is_ok() {
+        part(&mut stream, &bytes).await;
+    }
+}
+
+/// A FAIL about the connection.
+pub(super) fn refusal(problem: &Problem) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // What it says comes from here, and is a sentence.
+    let _ = problem.framed().encode(0, &mut bytes);
+    bytes
+}
+
+/// Sends the last bytes and closes so that they arrive.
+pub(super) async fn part(stream: &mut HttpStream, bytes: &[u8]) {
+    let parting = async {
+        send(stream, bytes).await?;
+        poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await?;
+        let (mut left, mut bytes) = (PARTING_BYTES, [0; AT_ONCE]);
+        while left > 0 {
+            match poll_fn(|cx| poll_read(stream, cx, &mut bytes)).await? {
+                0 => break,
+                count => left = left.saturating_sub(count),
+            }
+        }
+        io::Result::Ok(())
+    };
+    // Whoever does not take it does not.
+    let _ = executor::within(PARTING, parting).await;
+}
+
+async fn send(stream: &mut HttpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let count = poll_fn(|cx| Pin::new(&mut *stream).poll_write(cx, bytes)).await?;
+        bytes = bytes.get(count..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// Reads at least a byte, and at most as many as there is room for; 0 is the end.
+pub(super) fn poll_read(
+    stream: &mut HttpStream,
+    cx: &mut Context<'_>,
+    room: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    let mut buffer = ReadBuf::new(room);
+    ready!(Pin::new(stream).poll_read(cx, buffer.unfilled()))?;
+    Poll::Ready(Ok(buffer.filled().len()))
+}
