@@ -14,6 +14,7 @@ mod logs;
 mod node;
 mod path;
 mod problem;
+mod state;
 mod types;
 
 pub use call::{Call, Input, Reply, ReplyHead};
@@ -21,7 +22,8 @@ pub use error::ClientError;
 pub use logs::{LogLines, LogQuery};
 pub use node::Node;
 pub use problem::{Blame, Problem, Retry};
+pub use state::{Export, Imported, Object, ObjectInfo, ObjectList};
 pub use types::{
     AppSummary, DeployOptions, Deployed, Function, ImageInUse, ImageSummary, LogLine, NodeInfo, Process,
-    TypeLayout,
+    RemovedImage, TypeLayout,
 };

@@ -19,7 +19,7 @@ use crate::{
     problem::Problem,
     types::{
         AppSummary, Apps, DeployOptions, Deployed, ImageInUse, ImageSummary, Images, NodeInfo, Process,
-        Processes,
+        Processes, Pruned, RemovedImage,
     },
 };
 
@@ -92,6 +92,16 @@ impl Node {
     /// Its images.
     pub fn images(&self) -> Result<Vec<ImageSummary>, ClientError> {
         Ok(self.get::<Images>(&["v1", "images"])?.images)
+    }
+
+    /// Removes an image (64 hex digits) that nothing runs.
+    pub fn remove_image(&self, image: &str) -> Result<(), ClientError> {
+        self.send(self.request("DELETE", &["v1", "images", image]), SendBody::none()).map(drop)
+    }
+
+    /// Removes every image that no application uses or used just before, and that no process was last started with.
+    pub fn prune_images(&self) -> Result<Vec<RemovedImage>, ClientError> {
+        Ok(self.post::<Pruned>(&["v1", "images", "prune"])?.removed)
     }
 
     /// The image that `app` uses.
@@ -174,7 +184,7 @@ impl Node {
         self.request_with_query(method, segments, "")
     }
 
-    /// As [`Node::request`]; `query` is empty or begins with `?`.
+    /// As [`Node::request`]; `query` is empty, begins with `?`, or is a last segment of the path behind its slash, encoded.
     pub(crate) fn request_with_query(&self, method: &str, segments: &[&str], query: &str) -> Builder {
         let uri = format!("http://{}{}{query}", self.address, path::of(segments));
         let request = Request::builder().method(method).uri(uri);
@@ -201,7 +211,7 @@ impl Node {
         }
     }
 
-    fn json<T: DeserializeOwned>(&self, response: Response<Body>) -> Result<T, ClientError> {
+    pub(crate) fn json<T: DeserializeOwned>(&self, response: Response<Body>) -> Result<T, ClientError> {
         let body = response.into_body().into_with_config().limit(CONTROL_REPLY_MAX_BYTES);
         let bytes = body.read_to_vec().map_err(|error| self.broke_off("reading the answer", error))?;
         serde_json::from_slice(&bytes).map_err(|error| self.nonsense(error.to_string()))

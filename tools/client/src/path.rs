@@ -15,7 +15,12 @@ pub(crate) fn of(segments: &[&str]) -> String {
 
 /// Appends `text` with everything but RFC 3986's unreserved characters percent-encoded.
 pub(crate) fn encode_into(out: &mut String, text: &str) {
-    for byte in text.bytes() {
+    encode_bytes_into(out, text.as_bytes());
+}
+
+/// As [`encode_into`], for what need not be text.
+pub(crate) fn encode_bytes_into(out: &mut String, bytes: &[u8]) {
+    for &byte in bytes {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             out.push(char::from(byte));
         } else {

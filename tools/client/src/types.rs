@@ -138,6 +138,12 @@ pub struct ImageSummary {
     /// The applications that use it now.
     #[serde(default)]
     pub apps: Vec<String>,
+    /// The applications that used it before the image that they use now.
+    #[serde(default)]
+    pub previous_of: Vec<String>,
+    /// Processes that were last started with it.
+    #[serde(default)]
+    pub processes: u64,
     /// Members of a newer node.
     #[serde(flatten)]
     pub more: Map<String, Value>,
@@ -203,6 +209,21 @@ pub struct LogLine {
     /// Members of a newer node.
     #[serde(flatten)]
     pub more: Map<String, Value>,
+}
+
+/// An image that was removed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RemovedImage {
+    /// The image: 64 hex digits.
+    pub image: String,
+    /// What it took on disk.
+    #[serde(default)]
+    pub bytes: u64,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Pruned {
+    pub(crate) removed: Vec<RemovedImage>,
 }
 
 #[derive(Deserialize)]

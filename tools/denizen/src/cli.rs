@@ -46,18 +46,26 @@ pub(crate) enum Command {
     Doctor,
     /// Call a function
     Invoke(Invoke),
+    /// Call a function many times, and measure
+    Load(Load),
     /// List processes
     Ps(Ps),
     /// Show what functions print
     Logs(Logs),
-    /// Build, deploy and look into images
+    /// Build, deploy, look into and remove images
     #[command(subcommand)]
     Image(Image),
     /// Move a process's state out to the swap store, or back in
     #[command(subcommand)]
     Swap(Swap),
+    /// Look at and change the objects that a process keeps, whether or not its node runs
+    #[command(subcommand)]
+    State(State),
     /// Delete processes and their state, for good
     Rm(Rm),
+    /// Issue tokens for the data port, and look after the keys that sign them
+    #[command(subcommand)]
+    Token(Token),
     /// Print a completion script for a shell
     Completions(Completions),
 }
@@ -70,6 +78,9 @@ pub(crate) struct Dev {
     /// Address to serve on [default: 127.0.0.1:7070]
     #[arg(long, value_name = "ADDR", env = "DENIZEN_HTTP", hide_env_values = true)]
     pub(crate) http: Option<String>,
+    /// Address for the framed protocol, or `none` [default: 127.0.0.1:7071, or any free port there]
+    #[arg(long, value_name = "ADDR", env = "DENIZEN_DATA", hide_env_values = true)]
+    pub(crate) data: Option<String>,
     /// Executor threads [default: one per core, at most 4]
     #[arg(long, value_name = "N", env = "DENIZEN_EXECUTORS", hide_env_values = true)]
     pub(crate) executors: Option<usize>,
@@ -80,6 +91,9 @@ pub(crate) struct Dev {
     #[arg(long, value_name = "TIME", env = "DENIZEN_IDLE", hide_env_values = true)]
     #[arg(value_parser = crate::units::parse_duration)]
     pub(crate) idle: Option<std::time::Duration>,
+    /// Processes that may have a sandbox at once [default: one for each 8 MiB of memory]
+    #[arg(long, value_name = "N", env = "DENIZEN_MAX_ACTIVE", hide_env_values = true)]
+    pub(crate) max_active: Option<usize>,
     /// Refuse to start where a layer of isolation is missing
     #[arg(long, env = "DENIZEN_REQUIRE_ISOLATION", hide_env_values = true)]
     #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
@@ -130,6 +144,50 @@ pub(crate) struct Invoke {
     /// Whether to create the process if it does not exist [default: the image decides]
     #[arg(long, value_name = "WHEN")]
     pub(crate) create: Option<Create>,
+    /// Write the reply to a terminal as it is, control characters and all
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Load {
+    /// app/process, or an application alone for any process of it
+    #[arg(value_name = "APP/PROCESS")]
+    pub(crate) target: String,
+    /// The function
+    pub(crate) function: String,
+    /// Over HTTP; this is the default
+    #[arg(long, conflicts_with = "framed")]
+    pub(crate) http: bool,
+    /// In frames, over the data port
+    #[arg(long)]
+    pub(crate) framed: bool,
+    /// Connections, each with a thread of its own
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) connections: u32,
+    /// Calls in flight on each connection, with --framed
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "framed")]
+    #[arg(value_parser = crate::units::parse_depth)]
+    pub(crate) depth: usize,
+    /// Calls per second in all, due at fixed times (open loop) [default: each when the last is answered (closed loop)]
+    #[arg(short, long, value_name = "R", value_parser = crate::units::parse_rate)]
+    pub(crate) rate: Option<f64>,
+    /// How long: 500ms, 30s, 5m
+    #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = crate::units::parse_duration)]
+    pub(crate) duration: std::time::Duration,
+    /// The input of each call: text as it stands, or @FILE [default: empty]
+    #[arg(long, value_name = "DATA", allow_hyphen_values = true)]
+    pub(crate) body: Option<String>,
+    /// Content type of the input
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) content_type: Option<String>,
+    /// Give a call up after this long [default: the image's own]
+    #[arg(long, value_name = "TIME", value_parser = crate::units::parse_duration)]
+    pub(crate) deadline: Option<std::time::Duration>,
+    /// A token for the data port [default: one signed with the node's keys]
+    #[arg(long, value_name = "TOKEN", env = "DENIZEN_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -169,6 +227,10 @@ pub(crate) enum Image {
     Inspect(ImageInspect),
     /// Check every byte of an image against its digest
     Verify(ImageVerify),
+    /// Remove images that nothing runs
+    Rm(ImageRm),
+    /// Remove every image that nothing runs, ran just before, or was last started with
+    Prune,
 }
 
 /// Where an image comes from.
@@ -230,6 +292,13 @@ pub(crate) struct ImageVerify {
     pub(crate) images: Vec<String>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ImageRm {
+    /// Image ids, or their beginnings
+    #[arg(value_name = "ID", required = true)]
+    pub(crate) images: Vec<String>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Swap {
     /// Move the state to the swap store and free the sandbox
@@ -245,6 +314,128 @@ pub(crate) struct SwapTarget {
     pub(crate) target: String,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum State {
+    /// List keys, with the size, type, version and time of each object
+    Ls(StateLs),
+    /// Show an object: as JSON where its type is known
+    Get(StateGet),
+    /// Put an object, from JSON where its type is known
+    Put(StatePut),
+    /// Delete objects, for good
+    Rm(StateRm),
+    /// Write all objects to a file or to stdout
+    Export(StateExport),
+    /// Put all objects of an export; what else there is stays
+    Import(StateImport),
+    /// List the captured files of /state, or write one to stdout; only while no node runs. An export has none of them
+    Files(StateFiles),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StateFiles {
+    /// The process
+    #[arg(value_name = "APP/PROCESS")]
+    pub(crate) target: String,
+    /// Write this file, below /state, to stdout
+    pub(crate) path: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StateLs {
+    /// The process
+    #[arg(value_name = "APP/PROCESS")]
+    pub(crate) target: String,
+    /// Only keys that begin with this
+    pub(crate) prefix: Option<String>,
+    /// Read what is left of a damaged log; only while no node runs
+    #[arg(long)]
+    pub(crate) salvage: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StateGet {
+    /// The process
+    #[arg(value_name = "APP/PROCESS")]
+    pub(crate) target: String,
+    /// The key: text, or 0x and hexadecimal digits
+    pub(crate) key: String,
+    /// Write the stored bytes as they are
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Read what is left of a damaged log; only while no node runs
+    #[arg(long)]
+    pub(crate) salvage: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatePut {
+    /// The process
+    #[arg(value_name = "APP/PROCESS")]
+    pub(crate) target: String,
+    /// The key: text, or 0x and hexadecimal digits
+    pub(crate) key: String,
+    /// The value: as it stands, @FILE, or - for stdin
+    #[arg(value_name = "DATA", allow_hyphen_values = true)]
+    pub(crate) data: String,
+    /// Store the bytes as they are, without a type
+    #[arg(long, conflicts_with_all = ["of_type", "derived_keys"])]
+    pub(crate) raw: bool,
+    /// The type: one that the image declares, or a layout such as `Vec<u32>` [default: that of the object there is]
+    #[arg(long = "type", value_name = "NAME")]
+    pub(crate) of_type: Option<String>,
+    /// Types that are keys of maps or items of sets derive Ord and Hash
+    #[arg(long)]
+    pub(crate) derived_keys: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StateRm {
+    /// The process
+    #[arg(value_name = "APP/PROCESS")]
+    pub(crate) target: String,
+    /// The keys: text, or 0x and hexadecimal digits
+    #[arg(value_name = "KEY", required = true)]
+    pub(crate) keys: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StateExport {
+    /// The process
+    #[arg(value_name = "APP/PROCESS")]
+    pub(crate) target: String,
+    /// Where to write [default: stdout]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// How to write
+    #[arg(long, value_name = "FORMAT", default_value = "ndjson")]
+    pub(crate) format: StateFormat,
+    /// Leave damaged objects out, and say which, instead of failing at the first; while no node runs, also of a damaged log
+    #[arg(long)]
+    pub(crate) salvage: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StateFormat {
+    /// A line of JSON for each object, typed
+    Ndjson,
+    /// The stored bytes and their checksum
+    Archive,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StateImport {
+    /// The process
+    #[arg(value_name = "APP/PROCESS")]
+    pub(crate) target: String,
+    /// What was exported, in either format; - for stdin
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub(crate) input: PathBuf,
+    /// Types that are keys of maps or items of sets derive Ord and Hash
+    #[arg(long)]
+    pub(crate) derived_keys: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
     /// The processes
@@ -253,6 +444,39 @@ pub(crate) struct Rm {
     /// Do not ask
     #[arg(short, long)]
     pub(crate) yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Sign a token that lets its bearer call functions over the data port
+    Issue(TokenIssue),
+    /// List the keys that the node believes, and which of them signs
+    Keys,
+    /// Sign with a new key from now on
+    Rotate(TokenRotate),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenIssue {
+    /// The application
+    #[arg(long, value_name = "NAME")]
+    pub(crate) app: String,
+    /// Only this process of it [default: any]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) process: Option<String>,
+    /// Only these functions [default: any]
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    pub(crate) functions: Vec<String>,
+    /// How long it holds: 30s, 5m, 24h
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = crate::units::parse_duration)]
+    pub(crate) ttl: std::time::Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenRotate {
+    /// Believe the older keys no longer: their tokens open no connection any more
+    #[arg(long)]
+    pub(crate) revoke: bool,
 }
 
 #[derive(Debug, Args)]

@@ -36,6 +36,21 @@ impl Failure {
         Failure::new(what, Blame::Function)
     }
 
+    /// What was typed makes no command.
+    pub(crate) fn of_usage(error: &clap::Error) -> Failure {
+        let text = error.to_string();
+        let mut paragraphs = text.strip_prefix("error: ").unwrap_or(&text).split("\n\n").map(str::trim);
+        let what = match error.kind() {
+            // clap has the whole help in the place of a message.
+            clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "there is no command",
+            _ => paragraphs.next().unwrap_or_default(),
+        };
+        let is_tip = |paragraph: &&str| paragraph.starts_with("tip: ");
+        let tip = paragraphs.find(is_tip).and_then(|tip| tip.strip_prefix("tip: "));
+        Failure::usage(what)
+            .remedy(tip.unwrap_or("`denizen --help`, or `denizen COMMAND --help`, says what can be typed"))
+    }
+
     fn new(what: impl Into<String>, blame: Blame) -> Failure {
         Failure {
             what: what.into(),
@@ -249,6 +264,25 @@ mod tests {
         );
         assert_eq!(super::as_spoken("POST it"), "POST it");
         assert_eq!(super::as_spoken(""), "");
+    }
+
+    #[test]
+    fn a_slip_of_the_keyboard_is_told_to_programs_as_well() {
+        use clap::Parser as _;
+        let told = |words: &[&str]| {
+            let error =
+                crate::cli::Cli::try_parse_from(std::iter::once(&"denizen").chain(words)).unwrap_err();
+            Failure::of_usage(&error).to_json()["error"].clone()
+        };
+        let slip = told(&["image", "lss"]);
+        assert_eq!(
+            (&slip["title"], &slip["blame"]),
+            (&"unrecognized subcommand 'lss'".into(), &"caller".into()),
+            "{slip}"
+        );
+        assert!(slip["remedy"].as_str().is_some_and(|tip| tip.contains("'ls'")), "{slip}");
+        assert_eq!(told(&[])["title"], "there is no command");
+        assert!(told(&["invoke"])["title"].as_str().is_some_and(|title| title.contains("<FUNCTION>")));
     }
 
     #[test]

@@ -41,6 +41,9 @@ impl Host {
             pool: settings.pool,
             allow_hosts: settings.allow_hosts.clone(),
             idle_override: settings.idle,
+            max_active: settings.max_active,
+            data: settings.data,
+            data_elsewhere: settings.data_elsewhere,
             ..AgentConfig::new(dir.to_owned(), settings.http)
         };
         match Agent::start_in(locked, config, scheduler) {

@@ -35,11 +35,13 @@ pub(crate) fn explain(problem: &Problem, app: &str, package: &Path, denizen: &st
     let package = place::as_typed(package);
     text.push_str(&format!(
         "\n  Objects of the old layout may be in use. The ways out:\n\n    \
+         {}  keep the old type beside the new one, and write a #[migrate] function\n    \
          {}  undo the change, and nothing is lost\n    \
          {}  give the new layout a type name of its own, and convert in the function\n    \
          {}  delete the processes that hold the old one, and save again: {}\n    \
          {}  take the new layout anyway; old objects then answer `state-type-changed`\n    \
          {}  until they are deleted or overwritten:\n             {}\n",
+        paint.bold("migrate"),
         paint.bold("revert "),
         paint.bold("rename "),
         paint.bold("delete "),

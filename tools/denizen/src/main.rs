@@ -33,7 +33,7 @@ use clap::{CommandFactory as _, Parser as _};
 
 use crate::{
     cli::{Cli, Command},
-    commands::{demo, doctor, image, invoke, logs, new, processes},
+    commands::{demo, doctor, image, invoke, load, logs, new, processes, state, token},
     failure::Failure,
     terminal::Terminal,
 };
@@ -42,7 +42,10 @@ fn main() -> ExitCode {
     denizen_sandbox::run_if_spawner(denizen_runner::serve);
 
     speak_plainly_of_bugs();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_understood(&error),
+    };
     let terminal = Terminal::new(cli.everywhere.json);
     match panic::catch_unwind(|| run(&terminal, &cli)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -52,6 +55,18 @@ fn main() -> ExitCode {
         }
         Err(_) => ExitCode::from(3),
     }
+}
+
+/// What was typed makes no command, or asks for help. Programs, which say `--json`, get what they get for every other failure.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    let wants_json = env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json");
+    if !wants_json || !error.use_stderr() {
+        // Help and version end here, too, with 0.
+        error.exit();
+    }
+    let failure = Failure::of_usage(error);
+    Terminal::new(true).explain(&failure);
+    failure.exit_code()
 }
 
 /// A panic is a bug of this program, and says so instead of unwinding a stack before people; those who want the stack ask for it.
@@ -82,11 +97,14 @@ fn run(terminal: &Terminal, cli: &Cli) -> Result<(), Failure> {
         Command::Demo(typed) => demo::run(terminal, typed),
         Command::Doctor => doctor::run(terminal),
         Command::Invoke(typed) => invoke::run(terminal, everywhere, typed),
+        Command::Load(typed) => load::run(terminal, everywhere, typed),
         Command::Ps(typed) => processes::ps(terminal, everywhere, typed),
         Command::Logs(typed) => logs::run(terminal, everywhere, typed),
         Command::Image(typed) => image::run(terminal, everywhere, typed),
         Command::Swap(typed) => processes::swap(terminal, everywhere, typed),
+        Command::State(typed) => state::run(terminal, everywhere, typed),
         Command::Rm(typed) => processes::rm(terminal, everywhere, typed),
+        Command::Token(typed) => token::run(terminal, everywhere, typed),
         Command::Completions(typed) => completions(terminal, typed),
     }
 }

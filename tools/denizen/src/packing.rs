@@ -14,6 +14,12 @@ use denizen_image::{
 
 use crate::{cli, failure::Failure, place, sdk, terminal::Terminal};
 
+/// The folder of the workspace that a package belongs to: the nearest that says it is one.
+fn workspace_of(dir: &Path) -> Option<&Path> {
+    let says_so = |text: String| text.lines().any(|line| line.trim_start().starts_with("[workspace"));
+    dir.ancestors().find(|dir| std::fs::read_to_string(dir.join("Cargo.toml")).is_ok_and(says_so))
+}
+
 /// An image as an archive, whole and checked.
 #[derive(Debug)]
 pub(crate) struct Packed {
@@ -64,7 +70,7 @@ impl Packed {
             dir: dir.to_owned(),
             profile,
             // Only the checkout's own lock file is a promise; a package's is its author's business.
-            locked: dir.ancestors().any(|dir| place::example(dir, place::EXAMPLES[0]).is_dir()),
+            locked: workspace_of(dir).is_some_and(|root| place::example(root, place::EXAMPLES[0]).is_dir()),
             target_dir: None,
             color: terminal.err.is_on(),
         };

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::{cli, failure::Failure, units};
 
 const DEFAULT_HTTP: &str = "127.0.0.1:7070";
+const DEFAULT_DATA: &str = "127.0.0.1:7071";
 const DEFAULT_POOL: usize = 2;
 /// One core of a laptop is plenty for a front that moves nothing but requests; more than this only wakes more.
 const DEFAULT_EXECUTORS_MAX: usize = 4;
@@ -21,9 +22,14 @@ const DEFAULT_EXECUTORS_MAX: usize = 4;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(crate) http: SocketAddr,
+    /// `None`: no data port.
+    pub(crate) data: Option<SocketAddr>,
+    /// Nobody asked for that very port: any other does where it is taken.
+    pub(crate) data_elsewhere: bool,
     pub(crate) executors: usize,
     pub(crate) pool: usize,
     pub(crate) idle: Option<Duration>,
+    pub(crate) max_active: Option<usize>,
     pub(crate) require_isolation: bool,
     pub(crate) release: bool,
     pub(crate) watch: bool,
@@ -35,9 +41,11 @@ pub(crate) struct Settings {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct ConfigFile {
     http: Option<String>,
+    data: Option<String>,
     executors: Option<usize>,
     pool: Option<usize>,
     idle: Option<String>,
+    max_active: Option<usize>,
     require_isolation: Option<bool>,
     release: Option<bool>,
     watch: Option<bool>,
@@ -54,9 +62,21 @@ impl Settings {
             (None, Some(written)) => parse_http(written).map_err(|failure| failure.within(&path))?,
             (None, None) => parse_http(DEFAULT_HTTP)?,
         };
+        let data = match (&typed.data, &file.data) {
+            (Some(typed), _) => parse_data(typed)?,
+            (None, Some(written)) => parse_data(written).map_err(|failure| failure.within(&path))?,
+            (None, None) => parse_data(DEFAULT_DATA)?,
+        };
+        let data_elsewhere = typed.data.is_none() && file.data.is_none();
         let executors = typed.executors.or(file.executors).unwrap_or_else(default_executors);
         if executors == 0 {
             return Err(Failure::usage("a node needs at least one executor").remedy("--executors 1"));
+        }
+        let max_active = typed.max_active.or(file.max_active);
+        if max_active == Some(0) {
+            return Err(
+                Failure::usage("a node without a single sandbox runs nothing").remedy("--max-active 1")
+            );
         }
         let allow_hosts = if typed.allow_hosts.is_empty() {
             file.allow_hosts.unwrap_or_default()
@@ -68,7 +88,10 @@ impl Settings {
         })?;
         Ok(Settings {
             idle: typed.idle.or(idle),
+            max_active,
             http,
+            data,
+            data_elsewhere,
             executors,
             pool: typed.pool.or(file.pool).unwrap_or(DEFAULT_POOL),
             require_isolation: typed.require_isolation.or(file.require_isolation).unwrap_or(false),
@@ -82,9 +105,12 @@ impl Settings {
     pub(crate) fn for_demo() -> Settings {
         Settings {
             http: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            data: None,
+            data_elsewhere: false,
             executors: 1,
             pool: 1,
             idle: None,
+            max_active: None,
             require_isolation: false,
             release: false,
             watch: false,
@@ -97,8 +123,9 @@ impl ConfigFile {
     fn read(path: &Path) -> Result<ConfigFile, Failure> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(ConfigFile::default()),
             // What is wrong with the directory itself is for the node to say.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(_) if path.parent().is_none_or(|dir| fs::read_dir(dir).is_err()) => {
                 return Ok(ConfigFile::default());
             }
             Err(error) => {
@@ -121,6 +148,11 @@ fn default_executors() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_EXECUTORS_MAX))
 }
 
+/// An address, or `none`.
+fn parse_data(text: &str) -> Result<Option<SocketAddr>, Failure> {
+    if text == "none" { Ok(None) } else { parse_http(text).map(Some) }
+}
+
 /// `127.0.0.1:7070`, `localhost:7070`, `[::1]:7070`, or a port alone for loopback.
 fn parse_http(text: &str) -> Result<SocketAddr, Failure> {
     if let Ok(port) = text.parse::<u16>() {
@@ -139,9 +171,9 @@ fn parse_http(text: &str) -> Result<SocketAddr, Failure> {
 mod tests {
     use std::{fs, net::SocketAddr};
 
-    use clap::Parser as _;
+    use clap::{CommandFactory as _, Parser as _};
 
-    use super::{Settings, parse_http};
+    use super::{ConfigFile, Settings, parse_http};
     use crate::{cli, terminal::Paint};
 
     fn typed(words: &[&str]) -> cli::Dev {
@@ -159,8 +191,30 @@ mod tests {
         let settings = Settings::of(&typed(&["--http", "8081"]), dir.path()).unwrap();
         assert_eq!((settings.http.port(), settings.pool, settings.watch), (8081, 7, false));
         assert!(!settings.require_isolation);
+        assert_eq!(
+            (
+                settings.max_active,
+                Settings::of(&typed(&["--max-active", "3"]), dir.path()).unwrap().max_active
+            ),
+            (None, Some(3))
+        );
+        assert!(Settings::of(&typed(&["--max-active", "0"]), dir.path()).is_err());
         assert!(Settings::of(&typed(&["--no-watch=false"]), dir.path()).unwrap().watch);
         assert!(Settings::of(&typed(&["--require-isolation"]), dir.path()).unwrap().require_isolation);
+    }
+
+    #[test]
+    fn the_data_port_can_be_elsewhere_and_can_be_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |words: &[&str]| Settings::of(&typed(words), dir.path()).unwrap();
+        let unsaid = of(&[]);
+        assert_eq!((unsaid.data.map(|address| address.port()), unsaid.data_elsewhere), (Some(7071), true));
+        assert_eq!(of(&["--data", "none"]).data, None);
+        let said = of(&["--data", "7072"]);
+        assert_eq!((said.data.map(|address| address.port()), said.data_elsewhere), (Some(7072), false));
+        fs::write(dir.path().join("config.toml"), "data = \"none\"\n").unwrap();
+        assert_eq!(of(&[]).data, None);
+        assert!(Settings::of(&typed(&["--data", "nowhere"]), dir.path()).is_err());
     }
 
     #[test]
@@ -173,6 +227,23 @@ mod tests {
         fs::write(dir.path().join("config.toml"), "\n\npool = \"many\"\n").unwrap();
         let text = Settings::of(&typed(&[]), dir.path()).unwrap_err().to_text(Paint::PLAIN);
         assert!(text.contains("config.toml:3: invalid type"), "{text}");
+    }
+
+    #[test]
+    fn the_page_has_every_flag_variable_and_key() {
+        let page = include_str!("../../../docs/settings.md");
+        let whole = cli::Cli::command();
+        for argument in whole.find_subcommand("dev").unwrap().get_arguments() {
+            let Some(variable) = argument.get_env() else { continue };
+            let (flag, variable) = (argument.get_long().unwrap(), variable.to_str().unwrap());
+            let row = page.lines().find(|line| line.contains(&format!("`{variable}`")));
+            assert!(row.is_some_and(|row| row.contains(&format!("`--{flag}"))), "--{flag}, {variable}");
+        }
+        let refused = toml::from_str::<ConfigFile>("nothing = 1").unwrap_err();
+        let (_, keys) = refused.message().split_once("expected one of").unwrap();
+        for key in keys.split('`').skip(1).step_by(2) {
+            assert!(page.contains(&format!("| `{key}` |")), "{key}");
+        }
     }
 
     #[test]

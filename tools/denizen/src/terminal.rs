@@ -224,9 +224,63 @@ pub(crate) fn printable(text: &str) -> String {
     out
 }
 
+/// [`printable`] for what comes in pieces, lines and all. A piece may end inside a character.
+#[derive(Debug, Default)]
+pub(crate) struct Escaped {
+    /// The beginning of a character: at most three bytes.
+    unfinished: Vec<u8>,
+}
+
+impl Escaped {
+    /// What can be shown of what came so far.
+    pub(crate) fn add(&mut self, piece: &[u8]) -> String {
+        let mut bytes = std::mem::take(&mut self.unfinished);
+        bytes.extend_from_slice(piece);
+        let mut shown = String::with_capacity(bytes.len());
+        let mut chunks = bytes.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            shown.push_str(&printable_text(chunk.valid()));
+            if chunks.peek().is_none() && is_beginning(chunk.invalid()) {
+                self.unfinished = chunk.invalid().to_vec();
+            } else {
+                shown.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+            }
+        }
+        shown
+    }
+
+    /// What is left when nothing more comes.
+    pub(crate) fn end(self) -> String {
+        self.unfinished.iter().map(|byte| format!("\\x{byte:02x}")).collect()
+    }
+}
+
+fn printable_text(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether more bytes could make a character of it.
+fn is_beginning(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Cell, Paint, Table, printable};
+    use super::{Cell, Escaped, Paint, Table, printable};
+
+    #[test]
+    fn what_comes_in_pieces_is_shown_as_if_it_came_whole() {
+        let bytes =
+            "plain\n\tä€𝄞\x1b[2J\u{9b}1m\r\n".as_bytes().iter().copied().chain([0xff, b'x', 0xe2, 0x82]);
+        let bytes: Vec<u8> = bytes.collect();
+        let whole = "plain\n\tä€𝄞\\u{1b}[2J\\u{9b}1m\\r\n\\xffx\\xe2\\x82";
+        for size in 1..=bytes.len() {
+            let mut escaped = Escaped::default();
+            let mut shown: String = bytes.chunks(size).map(|piece| escaped.add(piece)).collect();
+            shown.push_str(&escaped.end());
+            assert_eq!(shown, whole, "in pieces of {size}");
+        }
+    }
 
     #[test]
     fn columns_line_up() {

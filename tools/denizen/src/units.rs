@@ -21,6 +21,22 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Calls per second: above nothing, at most ten million.
+pub(crate) fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate <= 1e7 => Ok(rate),
+        _ => Err("a rate is a number of calls per second: 0.5, 1000".to_owned()),
+    }
+}
+
+/// Calls in flight on a connection: as many as a node may ever allow.
+pub(crate) fn parse_depth(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(depth @ 1..=4096) => Ok(depth),
+        _ => Err("a depth is a number from 1 to 4096".to_owned()),
+    }
+}
+
 /// `0 B`, `512 B`, `1.5 KiB`, `12 MiB`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -1,11 +1,13 @@
 //! `denizen image`: make one, send one, look into one.
 
+mod removal;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use denizen_client::{DeployOptions, Deployed, Function, ImageInUse, TypeLayout};
+use denizen_client::{DeployOptions, Deployed, Function, ImageInUse, ImageSummary, TypeLayout};
 use denizen_image::{Image, ImageId, ImageStore, Manifest};
 use serde_json::{Value, json};
 
@@ -27,6 +29,8 @@ pub(crate) fn run(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::Ima
         cli::Image::Ls => list(terminal, everywhere),
         cli::Image::Inspect(typed) => inspect(terminal, everywhere, typed),
         cli::Image::Verify(typed) => verify(terminal, everywhere, typed),
+        cli::Image::Rm(typed) => removal::rm(terminal, everywhere, typed),
+        cli::Image::Prune => removal::prune(terminal, everywhere),
     }
 }
 
@@ -101,15 +105,24 @@ fn list(terminal: &Terminal, everywhere: &Everywhere) -> Result<(), Failure> {
     }
     let mut table = Table::with_head(&["IMAGE", "NAME", "SIZE", "USED BY"]);
     for image in &images {
-        let apps = if image.apps.is_empty() { "-".to_owned() } else { image.apps.join(", ") };
         table.row(vec![
             Cell::plain(units::short_id(&image.image)).painted(Paint::bold),
             Cell::plain(&image.name),
             Cell::number(units::bytes(image.bytes)),
-            Cell::plain(apps),
+            Cell::plain(used_by(image)),
         ]);
     }
     terminal.raw(table.render(terminal.out).as_bytes())
+}
+
+/// Who would miss it.
+fn used_by(image: &ImageSummary) -> String {
+    let before = image.previous_of.iter().map(|app| format!("{app} (before)"));
+    let mut users: Vec<String> = image.apps.iter().cloned().chain(before).collect();
+    if users.is_empty() && image.processes > 0 {
+        users.push(format!("{} at rest", units::count(image.processes, "process", "processes")));
+    }
+    if users.is_empty() { "-".to_owned() } else { users.join(", ") }
 }
 
 fn inspect(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::ImageInspect) -> Result<(), Failure> {

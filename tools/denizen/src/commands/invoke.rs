@@ -15,7 +15,7 @@ use crate::{
     cli::{self, Everywhere},
     failure::Failure,
     target::Target,
-    terminal::Terminal,
+    terminal::{Escaped, Terminal},
     units,
 };
 
@@ -38,7 +38,11 @@ pub(crate) fn run(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::Inv
         return show_as_json(terminal, reply);
     }
     let head = reply.head.clone();
-    show(terminal, reply)?;
+    if terminal.is_watched() && !typed.raw {
+        show_escaped(terminal, reply)?
+    } else {
+        pass_on(terminal, reply)?
+    }
     remark(terminal, &target, &head, started);
     Ok(())
 }
@@ -115,29 +119,44 @@ fn content_type_of(path: &Path) -> Option<&'static str> {
 }
 
 /// Passes the reply on as it arrives.
-fn show(terminal: &Terminal, mut reply: Reply) -> Result<(), Failure> {
-    let readable = is_readable(reply.head.content_type.as_deref());
+fn pass_on(terminal: &Terminal, mut reply: Reply) -> Result<(), Failure> {
+    each_piece(&mut reply, |bytes| terminal.raw(bytes))
+}
+
+/// Shows the reply as it arrives, to somebody whose terminal a function must not steer.
+fn show_escaped(terminal: &Terminal, mut reply: Reply) -> Result<(), Failure> {
+    let content_type = reply.head.content_type.clone();
+    let readable = is_readable(content_type.as_deref());
+    let (mut escaped, mut last) = (Escaped::default(), Some('\n'));
+    each_piece(&mut reply, |bytes| {
+        if !readable && looks_binary(bytes) {
+            let kind = content_type.as_deref().unwrap_or("binary");
+            return Err(Failure::usage(format!("the reply is {kind}, which a terminal cannot show"))
+                .remedy("send it to a file: add `> FILE`, or use --json; --raw writes it as it is"));
+        }
+        let shown = escaped.add(bytes);
+        last = shown.chars().next_back().or(last);
+        terminal.raw(shown.as_bytes())
+    })?;
+    let rest = escaped.end();
+    let line_end = if rest.is_empty() && last == Some('\n') { "" } else { "\n" };
+    terminal.raw(format!("{rest}{line_end}").as_bytes())
+}
+
+fn each_piece(reply: &mut Reply, mut take: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
     let mut buf = vec![0; 64 << 10];
-    let mut last = b'\n';
     let mut total = 0_u64;
     loop {
-        let n = match reply.read(&mut buf) {
-            Ok(0) => break,
-            Ok(n) => n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+        match reply.read(&mut buf) {
+            Ok(0) => return Ok(()),
+            Ok(n) => {
+                take(&buf[..n])?;
+                total += n as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(broke_off(&reply.head, total, &error)),
-        };
-        let bytes = &buf[..n];
-        if terminal.is_watched() && !readable && looks_binary(bytes) {
-            let kind = reply.head.content_type.as_deref().unwrap_or("binary");
-            return Err(Failure::usage(format!("the reply is {kind}, which a terminal cannot show"))
-                .remedy("send it to a file: add `> FILE`, or use --json"));
         }
-        terminal.raw(bytes)?;
-        total += n as u64;
-        last = bytes[n - 1];
     }
-    if last != b'\n' && io::stdout().is_terminal() { terminal.raw(b"\n") } else { Ok(()) }
 }
 
 /// The head has said "success", so the function failed, or the node went, in mid-reply.

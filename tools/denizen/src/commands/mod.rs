@@ -4,9 +4,12 @@ pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod image;
 pub(crate) mod invoke;
+pub(crate) mod load;
 pub(crate) mod logs;
 pub(crate) mod new;
 pub(crate) mod processes;
+pub(crate) mod state;
+pub(crate) mod token;
 
 use denizen_client::Node;
 

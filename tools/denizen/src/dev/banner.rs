@@ -51,6 +51,10 @@ fn facts(node: &Node, dir: &Path, info: &NodeInfo) -> Table {
         table.row(vec![Cell::plain(label).painted(Paint::dim), Cell::plain(value).painted(style)]);
     };
     row("address", format!("http://{}", node.address()), Paint::cyan);
+    // Absent with `--data none`.
+    if let Ok(data) = std::fs::read_to_string(dir.join("data-endpoint")) {
+        row("data port", data.trim().to_owned(), Paint::cyan);
+    }
     row("directory", dir.display().to_string(), |_, text| text.to_owned());
     let executors = units::count(u64::from(info.executors), "executor", "executors");
     row("node", format!("pid {}, {executors}, function ABI {}", info.pid, info.abi_version), |_, text| {

@@ -109,6 +109,7 @@ impl Builder {
         match self.try_build(deployment) {
             Ok(Some(deployed)) => {
                 self.tell_deployed(&deployed, started);
+                self.remove_old_images();
                 deployment.deployed = Some(deployed);
             }
             Ok(None) => self
@@ -122,6 +123,15 @@ impl Builder {
                 }
                 self.tell_failed(&name, deployment, &failure);
             }
+        }
+    }
+
+    /// Each change makes an image of some megabytes: the last one and the one before it stay, as do those that processes still have.
+    fn remove_old_images(&self) {
+        if let Err(error) = self.node.prune_images()
+            && !self.is_stopping()
+        {
+            self.terminal.say(format!("{} old images stay: {error}", self.terminal.err.yellow("!")));
         }
     }
 

@@ -1,9 +1,10 @@
 //! Images that are wrong: refused at building or deploying, with the reason, and what ran before runs on.
 
 use crate::node::{Node, c_image, compile_c, image_of_plugin, scratch, text, try_c_image};
+use sha2::{Digest, Sha256};
 
 /// A plugin in C with one function `count` that answers "ok", with `extra` before it and `abi` as its version.
-fn c_plugin(extra: &str, abi: &str) -> String {
+pub(crate) fn c_plugin(extra: &str, abi: &str) -> String {
     format!(
         r#"
 #include "denizen.h"
@@ -69,6 +70,7 @@ fn a_missing_symbol_is_named() {
 
 #[test]
 fn what_is_no_plugin_at_all_is_refused() {
+    let node = Node::with_faulty();
     let good = std::fs::read(compile_c("patched", &c_plugin("", "DZ_ABI_VERSION"), &[])).unwrap();
     let mut other_machine = good.clone();
     // e_machine of the ELF header: AArch64 on x86-64, and the other way round.
@@ -84,10 +86,51 @@ fn what_is_no_plugin_at_all_is_refused() {
         std::fs::write(&plugin, bytes).unwrap();
         let output = image_of_plugin(name, &plugin);
         let said = text(&output);
-        assert!(!output.status.success(), "{name}: {said}");
+        assert_eq!(output.status.code(), Some(2), "{name}: {said}");
         assert!(said.to_lowercase().contains(&word.to_lowercase()), "{name} should say {word:?}: {said}");
         assert!(!said.contains("panicked"), "{said}");
+        // The same in an archive that `denizen image build` would not make.
+        refused_in_an_archive(&node, name, &std::fs::read(plugin).unwrap());
     }
+}
+
+#[test]
+fn a_plugin_that_nobody_looked_at_is_refused_by_the_node() {
+    let node = Node::with_faulty();
+    let compiled = |name, source: &str| std::fs::read(compile_c(name, source, &[])).unwrap();
+    let other_abi = compiled("unseen-abi", &c_plugin("", "99"));
+    let problem = refused_in_an_archive(&node, "unseen-abi", &other_abi);
+    assert!(problem.contains("urn:denizen:problem:abi-version") && problem.contains("99"), "{problem}");
+    let problem = refused_in_an_archive(&node, "unseen-symbol", &compiled("unseen-symbol", "int nothing;"));
+    assert!(problem.contains("missing-symbol") && problem.contains("denizen_plugin_"), "{problem}");
+}
+
+/// Deploys an archive with these bytes for its plugin, made by hand. What the node says of it; another process works then.
+fn refused_in_an_archive(node: &Node, name: &str, plugin: &[u8]) -> String {
+    let manifest = format!("name = \"{name}\"\n");
+    let files = [("denizen.toml", manifest.as_bytes()), ("plugin.so", plugin)];
+    let listed = files.map(|(path, bytes)| {
+        let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        serde_json::json!({ "path": path, "bytes": bytes.len(), "mode": "0444", "sha256": digest })
+    });
+    let list = serde_json::json!({ "format": 1, "name": name, "libraries": [], "files": listed }).to_string();
+    let mut archive = tar::Builder::new(vec![]);
+    for (path, bytes) in [("image.json", list.as_bytes())].into_iter().chain(files) {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len().try_into().unwrap());
+        header.set_mode(0o444);
+        archive.append_data(&mut header, path, bytes).unwrap();
+    }
+    let mut answer = crate::node::agent()
+        .put(node.url(&format!("/v1/apps/{name}/image")))
+        .header("Authorization", format!("Bearer {}", node.token()))
+        .send(&archive.into_inner().unwrap()[..])
+        .unwrap();
+    let said = answer.body_mut().read_to_string().unwrap();
+    assert_eq!(answer.status(), 422, "{name}: {said}\n{}", node.said());
+    assert_eq!(node.get(&format!("/v1/apps/{name}/image")).status, 404, "{name} is not deployed");
+    node.assert_others_work("faulty");
+    said
 }
 
 #[test]
@@ -119,7 +162,32 @@ __attribute__((constructor)) static void early(void) {
 }
 
 #[test]
+fn a_constructor_that_overflows_its_stack_is_named() {
+    let extra = r"
+static int deeper(int depth) {
+    volatile char here[4096];
+    here[depth % 4096] = 1;
+    return deeper(depth + 1) + here[0];
+}
+__attribute__((constructor)) static void early(void) { if (deeper(0) == 7) abort(); }";
+    refused_at_deploy("early-stack", &c_plugin(extra, "DZ_ABI_VERSION"), "init-crashed", "stack");
+}
+
+#[test]
+fn a_constructor_that_starts_threads_without_end_gets_its_limit() {
+    let extra = r#"
+#include <pthread.h>
+static void *stay(void *unused) { pause(); return unused; }
+__attribute__((constructor)) static void early(void) { pthread_t t; while (pthread_create(&t, NULL, stay, NULL) == 0); }"#;
+    let plugin = c_plugin(extra, "DZ_ABI_VERSION");
+    let fails = "h->init_failed(init->registry, dz_text(\"a thread was refused\")); return 1;";
+    let plugin = plugin.replace("host = h;", &format!("host = h; {fails}"));
+    refused_at_deploy("early-threads", &plugin, "init-failed", "a thread was refused");
+}
+
+#[test]
 fn a_manifest_error_names_file_and_line() {
+    let node = Node::with_faulty();
     let plugin = compile_c("manifest", &c_plugin("", "DZ_ABI_VERSION"), &[]);
     for (manifest, line, word) in [
         ("name = \"x\"\n[limits]\nmemroy = \"1MiB\"\n", ":3", "memory"),
@@ -127,6 +195,8 @@ fn a_manifest_error_names_file_and_line() {
         ("name = \"x\"\nname = \"y\"\n", ":2", "name"),
         ("name = \"../x\"\n", ":1", "name"),
         ("name = \"x\"\n[process]\nidle = \"60 parsecs\"\n", ":3", "idle"),
+        // Fields that contradict each other.
+        ("name = \"x\"\n[limits]\nmemory = \"16MiB\"\nbody = \"17MiB\"\n", ":4", "body"),
     ] {
         let file = scratch().join("bad-manifest.toml");
         std::fs::write(&file, manifest).unwrap();
@@ -145,6 +215,7 @@ fn a_manifest_error_names_file_and_line() {
             said.contains(&format!("bad-manifest.toml{line}")) && said.contains(word),
             "{manifest}: {said}"
         );
+        node.assert_others_work("faulty");
     }
 }
 

@@ -1,7 +1,13 @@
 //! What a first user does: deploy, call, look.
 
-use crate::node::{Node, Start, build_image, repository};
+use crate::bad_images::c_plugin;
+use crate::node::{
+    DENIZEN, Node, PATIENCE, Start, build_image, c_image_with, compile_c, repository, scratch, text,
+};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 
 fn counter_image() -> &'static Path {
@@ -71,6 +77,18 @@ fn create_never_refuses_an_unknown_process() {
 }
 
 #[test]
+fn an_image_that_says_explicit_creates_processes_by_request_only() {
+    let node = Start::new().node();
+    let policy = "[process]\ncreate = \"explicit\"\n";
+    node.deploy(&c_image_with("explicit", &c_plugin("", "DZ_ABI_VERSION"), &[], policy));
+    node.call("explicit", "p", "count", b"").problem(404, "unknown-process", "caller");
+    node.post("/v1/apps/explicit/functions/count", &[], b"").problem(404, "unknown-process", "caller");
+    assert_eq!(node.control("POST", "/v1/apps/explicit/processes/p").status, 201);
+    assert_eq!(node.call("explicit", "p", "count", b"").body(), "ok");
+    assert_eq!(node.post("/v1/apps/explicit/functions/count", &[], b"").body(), "ok", "there is one now");
+}
+
+#[test]
 fn overflow_is_the_callers_fault_and_changes_nothing() {
     let node = with_counter();
     let most = format!("{{\"by\":{}}}", u64::MAX);
@@ -135,6 +153,79 @@ fn large_bodies_go_both_ways() {
     let reply = node.call("faulty", "p", "echo", &body);
     assert_eq!(reply.status, 200, "{}", reply.body());
     assert!(reply.bytes() == body, "the echo of {} bytes differs", body.len());
+}
+
+/// Answers with what it gets, while it gets it.
+const ECHO: &str = r#"
+#include "denizen.h"
+DENIZEN_PLUGIN;
+static const dz_host *host;
+static int32_t echo(void *data, dz_call *call) {
+    static uint8_t bytes[64 << 10];
+    size_t len;
+    int32_t status = host->reply_content_type(call, dz_text("application/x-echo"));
+    while (status == DZ_OK && (status = host->input_read(call, bytes, sizeof bytes, &len)) == DZ_OK && len > 0)
+        status = host->reply_write(call, (dz_slice){bytes, len});
+    return status;
+}
+int32_t denizen_plugin_init(const dz_host *given, const dz_init *init) {
+    host = given;
+    dz_function f = {0};
+    f.size = sizeof f;
+    f.input = DZ_STREAM;
+    f.output = DZ_STREAM;
+    f.name = dz_text("echo");
+    f.entry = echo;
+    return host->declare_function(init->registry, &f);
+}
+"#;
+
+/// In a process that has half of the memory that the body would take, which the limit of its own allows.
+#[test]
+fn a_body_that_nobody_could_hold_streams_both_ways() {
+    const TIMES: u64 = 64;
+    let piece: Vec<u8> = (0..1_048_576_u32).map(|number| u8::try_from(number % 251).unwrap()).collect();
+    let policy = "[limits]\nmemory = \"32MiB\"\ndeadline = \"1h\"\n[functions.echo]\nbody = \"64MiB\"\n";
+    let node = Start::new().node();
+    node.deploy(&c_image_with("echo", ECHO, &[], policy));
+    let mut sending = TcpStream::connect(node.address()).unwrap();
+    sending.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = TIMES * 1_048_576;
+    let head = format!(
+        "POST /v1/apps/echo/processes/p/functions/echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+    );
+    sending.write_all(head.as_bytes()).unwrap();
+    let mut receiving = sending.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..TIMES).for_each(|_| sending.write_all(&piece).unwrap()));
+        let mut all = vec![];
+        receiving.read_to_end(&mut all).unwrap_or_else(|error| panic!("{error}: {}", node.said()));
+        let answer = String::from_utf8_lossy(&all[..all.len().min(300)]).into_owned();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("application/x-echo"), "{answer}");
+        assert!(all.ends_with(b"\r\n0\r\n\r\n"), "the body broke off after {} bytes", all.len());
+        assert!(all.len() as u64 > length, "{} bytes came back", all.len());
+    });
+    let over = node.post("/v1/apps/echo/processes/p/functions/echo", &[], &vec![0; (64 << 20) + 1]);
+    let problem = over.problem(413, "body-too-large", "caller");
+    assert!(problem["detail"].as_str().unwrap().contains("64 MiB"), "{problem}");
+}
+
+/// A plugin and a library of its own, which is gone from this machine when the function runs.
+#[test]
+fn the_libraries_that_a_plugin_needs_travel_with_it() {
+    let library = compile_c("libanswer", "int answer(void) { return 42; }", &["-Wl,-soname,libanswer.so"]);
+    let source = c_plugin("int answer(void);", "DZ_ABI_VERSION").replace("'o'", "(uint8_t)answer()");
+    let scratch = scratch().display().to_string();
+    let flags = [&format!("-L{scratch}"), "-lanswer", &format!("-Wl,-rpath,{scratch}")];
+    let archive = c_image_with("libraries", &source, &flags, "");
+    std::fs::remove_file(&library).unwrap();
+    let node = Start::new().node();
+    node.deploy(&archive);
+    assert_eq!(node.call("libraries", "p", "count", b"").body(), "*k", "{}", node.said());
+    // Without it the image cannot be made, and the library is named.
+    let plugin = Path::new(&scratch).join("libraries.so");
+    let again = Command::new(DENIZEN).args(["image", "build", "--plugin"]).arg(plugin).output().unwrap();
+    assert!(again.status.code() == Some(2) && text(&again).contains("libanswer.so"), "{}", text(&again));
 }
 
 #[test]

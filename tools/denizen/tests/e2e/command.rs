@@ -57,6 +57,91 @@ fn the_exit_code_says_whose_fault_it_was() {
 }
 
 #[test]
+fn what_makes_no_command_is_told_to_programs_in_json() {
+    for words in
+        [&["frobnicate", "--json"][..], &["--json"], &["image", "rm", "--json"], &["ps", "--jsn", "--json"]]
+    {
+        let output = Command::new(DENIZEN).args(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {}", text(&output));
+        assert!(output.stdout.is_empty(), "{words:?}: {}", text(&output));
+        let said: serde_json::Value =
+            serde_json::from_slice(&output.stderr).unwrap_or_else(|_| panic!("{words:?}: {}", text(&output)));
+        assert_eq!(said["error"]["blame"], "caller", "{said}");
+        for field in ["title", "remedy"] {
+            assert!(said["error"][field].as_str().is_some_and(|text| !text.is_empty()), "{said}");
+        }
+    }
+    // Help is what was asked for.
+    let help = Command::new(DENIZEN).args(["ps", "--help", "--json"]).output().unwrap();
+    assert!(help.status.success() && !help.stdout.is_empty(), "{}", text(&help));
+}
+
+/// Each command, in an order in which each has something to do.
+#[test]
+fn every_command_answers_in_json() {
+    let node = Node::with_faulty();
+    let archive = crate::node::faulty_image().to_str().unwrap();
+    let plugin = crate::node::compile_c("json", &crate::bad_images::c_plugin("", "DZ_ABI_VERSION"), &[]);
+    for words in [
+        &["invoke", "faulty/p", "count"][..],
+        &["invoke", "faulty/p", "speak"],
+        &["ps"],
+        &["logs"],
+        &["state", "ls", "faulty/p"],
+        &["state", "get", "faulty/p", "count"],
+        &["swap", "out", "faulty/p"],
+        &["swap", "in", "faulty/p"],
+        &["image", "build", "--plugin", plugin.to_str().unwrap()],
+        &["image", "deploy", "--app", "second", archive],
+        &["image", "ls"],
+        &["image", "inspect", "faulty"],
+        &["image", "verify"],
+        &["image", "prune"],
+        &["rm", "--yes", "faulty/p"],
+        &["new", "made"],
+        &["doctor"],
+    ] {
+        let said = node.ok(&[words, &["--json"]].concat());
+        assert!(!said.is_empty(), "{words:?}");
+        for line in said.lines() {
+            let parsed = serde_json::from_str::<serde_json::Value>(line);
+            assert!(parsed.is_ok_and(|json| json.is_object()), "{words:?}: {line}");
+        }
+    }
+    assert!(node.dir().join("made/Cargo.toml").exists());
+}
+
+/// On a terminal, which `script` makes; anywhere else a reply is what the function wrote, byte for byte.
+#[test]
+fn a_reply_cannot_steer_a_terminal_unless_that_is_asked_for() {
+    let test = "a_reply_cannot_steer_a_terminal_unless_that_is_asked_for";
+    if !denizen_testing::needs_program(test, "script") {
+        return;
+    }
+    let node = Node::with_faulty();
+    let evil = "before\u{1b}]0;title\u{1b}[2Jafter";
+    std::fs::write(node.dir().join("evil.txt"), evil).unwrap();
+    let on_a_terminal = |flags: &str| {
+        let command = format!("{DENIZEN} invoke {flags} faulty/p echo @evil.txt");
+        let output = Command::new("script")
+            .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+            .env("DENIZEN_DIR", node.dir())
+            .current_dir(node.dir())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let shown = on_a_terminal("--content-type text/plain");
+    assert!(!shown.contains("\u{1b}]0;") && !shown.contains("\u{1b}[2J"), "{shown:?}");
+    assert!(shown.contains("\\u{1b}]0;title"), "{shown:?}");
+    let raw = on_a_terminal("--raw");
+    assert!(raw.contains(evil), "{raw:?}");
+    assert_eq!(node.ok(&["invoke", "faulty/p", "echo", "@evil.txt"]), evil);
+}
+
+#[test]
 fn ps_lists_processes_for_people_and_for_programs() {
     let node = Node::with_faulty();
     node.call("faulty", "p", "count", b"");
@@ -175,6 +260,11 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     let file = Command::new(DENIZEN).args(["dev", "--dir"]).arg(elsewhere.path()).output().unwrap();
     assert_eq!(file.status.code(), Some(2), "the file counts: {}", text(&file));
     assert!(String::from_utf8_lossy(&file.stderr).contains("config.toml"), "{}", text(&file));
+    let mut dev = Command::new(DENIZEN);
+    dev.args(["dev", "--dir"]).arg(elsewhere.path()).env("DENIZEN_HTTP", "nor is this");
+    let environment = dev.output().unwrap();
+    assert!(environment.status.code() == Some(2) && text(&environment).contains("nor is this"));
+    assert!(!text(&environment).contains("config.toml"), "the file was read first: {}", text(&environment));
     std::fs::write(elsewhere.path().join("config.toml"), "\nhtpp = \"127.0.0.1:0\"\n").unwrap();
     let unknown = Command::new(DENIZEN).args(["dev", "--dir"]).arg(elsewhere.path()).output().unwrap();
     let said = text(&unknown);

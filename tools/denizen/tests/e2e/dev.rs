@@ -36,14 +36,6 @@ fn await_image(node: &Node, app: &str, wanted: impl Fn(&str) -> bool) -> String 
     }
 }
 
-fn await_said(node: &Node, words: &[&str]) {
-    let until = Instant::now() + PATIENCE * 2;
-    while !words.iter().all(|word| node.said().contains(word)) {
-        assert!(Instant::now() < until, "{words:?} was not said:\n{}", node.said());
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-}
-
 #[test]
 fn a_new_package_runs_and_changes_without_losing_its_state() {
     let parent = tempfile::tempdir().unwrap();
@@ -62,15 +54,45 @@ fn a_new_package_runs_and_changes_without_losing_its_state() {
 
     // A change that does not compile: said, and the old plugin serves.
     std::fs::write(&source, "this is not Rust").unwrap();
-    await_said(&node, &["error"]);
+    node.await_said(&["error"]);
     assert_eq!(node.call("hello", "p", "count", b"").body(), "21");
 
     // A change of the state's layout: both layouts are shown, and the old plugin serves.
     std::fs::write(&source, VERSION_1.replace("count: u64,", "count: u64, name: String,")).unwrap();
-    await_said(&node, &["count: u64", "name: String", "denizen rm"]);
+    node.await_said(&["count: u64", "name: String", "denizen rm", "#[migrate]"]);
     assert_eq!(node.get("/v1/apps/hello/image").json()["image"], second.as_str());
     assert_eq!(node.call("hello", "p", "count", b"").body(), "31");
+
+    // The same change with a way from the old layout: it is taken, and the state comes along.
+    let migrating = VERSION_1.replace("count: u64,", "count: u64, name: String,") + FROM_VERSION_1;
+    std::fs::write(&source, migrating).unwrap();
+    let third = await_image(&node, "hello", |image| image != second);
+    assert_eq!(node.call("hello", "p", "count", b"").body(), "32");
+
+    // Each change made an image: the one that runs and the one before it stay.
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let names = std::fs::read_dir(node.dir().join("images")).unwrap().flatten();
+        let names: Vec<_> = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        if names.len() == 2 && names.contains(&second) && names.contains(&third) {
+            break;
+        }
+        assert!(Instant::now() < until, "{names:?}\n{}", node.said());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
 }
+
+const FROM_VERSION_1: &str = r#"
+#[state(name = "Counter")]
+struct Counter1 {
+    count: u64,
+}
+
+#[migrate]
+fn from_version_1(old: Counter1) -> Counter {
+    Counter { count: old.count, name: String::new() }
+}
+"#;
 
 const VERSION_1: &str = r#"
 use denizen::prelude::*;
@@ -122,14 +144,14 @@ fn ctrl_c_during_a_build_is_nobodys_fault() {
     let parent = tempfile::tempdir().unwrap();
     let package = new_package(parent.path());
     let node = start(&package);
-    await_said(&node, &["Compiling"]);
+    node.await_said(&["Compiling"]);
     // As a terminal does it: the signal goes to cargo as well.
     let cargo = children(node.pid());
     assert!(!cargo.is_empty(), "{}", node.said());
     for pid in cargo.into_iter().chain([node.pid()]) {
         crate::node::signal(pid, rustix::process::Signal::INT);
     }
-    await_said(&node, &["state stays in"]);
+    node.await_said(&["state stays in"]);
     let said = node.said();
     assert!(!said.contains("does not build") && !said.contains("Type next"), "{said}");
 }
@@ -150,14 +172,11 @@ fn children(pid: u32) -> Vec<u32> {
 
 #[test]
 fn ctrl_c_stops_cleanly() {
-    let mut node = Start::new().node();
-    crate::node::signal(node.pid(), rustix::process::Signal::INT);
-    let until = Instant::now() + PATIENCE;
-    let address = node.address();
-    while std::net::TcpStream::connect(address).is_ok() {
-        assert!(Instant::now() < until, "it goes on:\n{}", node.said());
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    let mut node = Node::with_faulty();
+    node.call("faulty", "p", "count", b"");
+    let sandbox = node.process("faulty", "p")["pid"].as_u64().unwrap();
+    assert_eq!(node.stop_by(rustix::process::Signal::INT), Some(0), "{}", node.said());
+    assert!(!crate::node::is_alive(sandbox), "its sandbox goes on");
+    node.await_said(&["state stays in"]);
     assert!(!node.said().contains("panicked"), "{}", node.said());
-    node.kill();
 }

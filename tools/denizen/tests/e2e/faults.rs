@@ -48,6 +48,15 @@ fn a_segmentation_fault_is_named() {
 
 #[test]
 fn a_loop_without_end_is_stopped_at_its_deadline() {
+    // A node that does not stop it never answers: the test need not wait as long as for others.
+    let node = Node::with_faulty();
+    let limit = std::time::Duration::from_secs(20);
+    let client =
+        ureq::Agent::config_builder().timeout_global(Some(limit)).http_status_as_error(false).build();
+    let url = node.url("/v1/apps/faulty/processes/looping/functions/loop_for_ever");
+    let answered = client.new_agent().post(url).send_empty();
+    assert!(answered.is_ok_and(|reply| reply.status() == 504), "it was not stopped:\n{}", node.said());
+    drop(node);
     fault("loop_for_ever").problem(504, "deadline-exceeded", "function");
 }
 
@@ -99,11 +108,12 @@ fn writing_to_a_caller_that_is_gone_ends_the_function() {
     let mut some = [0; 100_000];
     stream.read_exact(&mut some).unwrap();
     drop(stream);
-    // An exclusive call gets its turn only once the other has ended, and long before that one's deadline.
-    let begun = std::time::Instant::now();
+    // An exclusive call gets its turn only once the other has ended.
     let reply = node.call("faulty", "victim", "count", b"");
     assert_eq!((reply.status, reply.body().as_str()), (200, "2"), "{}", node.said());
-    assert!(begun.elapsed().as_millis() < 1900, "it ended by its deadline only");
+    // Not by its deadline.
+    let lines = node.ok(&["logs", "faulty/victim"]);
+    assert!(lines.contains("the stream ended") && lines.contains("the caller went away"), "{lines}");
     node.assert_others_work("faulty");
 }
 

@@ -158,6 +158,26 @@ fn what_needs_room_is_refused_by_name_and_works_when_there_is_some() {
 }
 
 #[test]
+fn a_node_on_a_read_only_file_system_says_so() {
+    let test = "a_node_on_a_read_only_file_system_says_so";
+    let Some(disk) = Disk::new(test) else { return };
+    let holder = disk.holder.id().to_string();
+    let remounted = Command::new("nsenter")
+        .args(["--mount", "--target", &holder, "mount", "-o", "remount,ro"])
+        .arg(disk.mount_point.path())
+        .status()
+        .unwrap();
+    assert!(remounted.success());
+    let output = disk.start().refused(disk.mount_point.path());
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    let path = disk.mount_point.path().display().to_string();
+    for words in [path.as_str(), "read-only", "remedy", "--dir"] {
+        assert!(said.contains(words), "{words} is not in {said}");
+    }
+}
+
+#[test]
 fn a_node_that_finds_no_room_at_its_start_says_so() {
     let test = "a_node_that_finds_no_room_at_its_start_says_so";
     let Some(disk) = Disk::new(test) else { return };

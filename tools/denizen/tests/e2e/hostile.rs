@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::node::{DENIZEN, Node, Start, compile_c, scratch, text};
 
-/// Its quota is 1 MiB, which lets its file be 262 MiB long, and its deadline 2 seconds.
+/// Its quota is 1 MiB, which lets none of its segments be 3 MiB long, and its deadline 2 seconds.
 const MANIFEST: &str = "name = \"hostile\"\n[limits]\nstate = \"1MiB\"\ndeadline = \"2s\"\n";
 
 fn image() -> &'static Path {
@@ -67,6 +67,9 @@ const REPLY_DATA: u8 = 35;
 const FAIL: u8 = 36;
 const LOG_LINE: u8 = 37;
 const DRAINED: u8 = 38;
+const WANT_SPARE: u8 = 39;
+const RETIRED: u8 = 40;
+const DURABLE: u8 = 41;
 
 /// Calls `frames` with these bytes, as the second call of a new sandbox.
 fn send_to_agent(bytes: &[u8]) -> (Node, serde_json::Value) {
@@ -154,27 +157,80 @@ fn a_caller_whose_reply_begins_twice_is_not_left_waiting() {
     assert_still_counts(&node, "a second reply");
 }
 
-#[test]
-fn a_state_file_cannot_take_the_disk() {
-    let node = node();
-    assert_eq!(node.call("hostile", "victim", "grow", b"").body(), "1 -1 -1 -1");
-    let state = node.dir().join("state/hostile/victim.state");
-    let about = std::fs::metadata(&state).unwrap();
-    let blocks_bytes = std::os::unix::fs::MetadataExt::blocks(&about) * 512;
-    assert!(about.len() < 16 << 20 && blocks_bytes < 16 << 20, "{} long, {blocks_bytes} bytes", about.len());
-    assert_still_counts(&node, "taking the disk");
+/// The lengths of all segments of the victim, and the room that they take, in bytes.
+fn segments(node: &Node) -> (u64, u64) {
+    let folder = node.dir().join("state/hostile/victim.state");
+    let about = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+    about.fold((0, 0), |(length, room), about| {
+        (length + about.len(), room + std::os::unix::fs::MetadataExt::blocks(&about) * 512)
+    })
 }
 
 #[test]
-fn a_state_file_as_long_as_it_can_be_is_soon_swapped_out() {
+fn a_segment_cannot_take_the_disk() {
+    let node = node();
+    assert_eq!(node.call("hostile", "victim", "grow", b"").body(), "1 -1 -1 -1");
+    let (length, room) = segments(&node);
+    assert!(length < 16 << 20 && room < 16 << 20, "{length} long, {room} bytes");
+    assert_still_counts(&node, "taking the disk");
+}
+
+/// A file cannot become longer than the longest segment, and what is too much is cut when the sandbox has ended: the state is whole.
+#[test]
+fn a_segment_as_long_as_it_can_be_is_soon_refused() {
     let node = node();
     let length: u64 = node.call("hostile", "victim", "stretch", b"").body().parse().unwrap();
-    assert!(length < 1 << 30, "it is {length} bytes long, on a quota of 1 MiB");
-    let begun = Instant::now();
-    let swapped = node.control("POST", "/v1/apps/hostile/processes/victim/swap-out");
-    assert_eq!(swapped.status, 200, "{}", swapped.body());
-    assert!(begun.elapsed() < Duration::from_secs(20), "others waited for it: {:?}", begun.elapsed());
-    assert_still_counts(&node, "stretching its file");
+    assert!(length < 1 << 20, "it is {length} bytes long, and no segment is");
+    assert_eq!(node.control("POST", "/v1/apps/hostile/processes/victim/swap-out").status, 200);
+    assert_still_counts(&node, "stretching a segment");
+}
+
+#[test]
+fn nonsense_about_segments_ends_the_sandbox() {
+    let said = |bytes: &[u8]| send_to_agent(bytes).1["detail"].as_str().unwrap().to_owned();
+    let detail = said(&frame(RETIRED, 0, 0, 0, 999, b""));
+    assert!(detail.contains("does not have"), "{detail}");
+    let detail = said(&frame(WANT_SPARE, 0, 0, 0, 1 << 50, b""));
+    assert!(detail.contains("no log can have"), "{detail}");
+    let detail = said(&frame(WANT_SPARE, 0, 0, 0, 1, b"").repeat(3));
+    assert!(detail.contains("on their way"), "{detail}");
+}
+
+#[test]
+fn an_answer_about_a_commit_that_nobody_asked_for_ends_the_sandbox() {
+    let (_, problem) = send_to_agent(&frame(DURABLE, 0, 2, 0, 1, b""));
+    assert!(problem["detail"].as_str().unwrap().contains("not asked how durable"), "{problem}");
+}
+
+#[test]
+fn a_reply_before_its_commit_is_durable_ends_the_sandbox() {
+    let node = node();
+    let bytes = frame(REPLY, 1, 2, 0, 1, b"\0\0");
+    let path = "/v1/apps/hostile/processes/victim/functions/frames";
+    let reply = node.post(path, &[("Denizen-Durability", "node")], &bytes);
+    let problem = reply.problem(500, "sandbox-misbehaved", "function");
+    assert!(problem["detail"].as_str().unwrap().contains("does before"), "{problem}");
+    assert_still_counts(&node, "a reply too early");
+}
+
+/// It hurts nobody but itself: what it said had been durable is not there.
+#[test]
+fn a_sandbox_that_lies_about_its_commits_has_lost_them() {
+    let node = node();
+    let mut lie = frame(REPLY, 1, 2, 0, 1_000_000, b"\0\0");
+    lie[20] = 1;
+    assert_eq!(node.call("hostile", "victim", "frames", &lie).header("denizen-commit"), Some("1000000"));
+    // The runner's own reply is one too many, and ends the sandbox.
+    let until = Instant::now() + Duration::from_secs(20);
+    while node.process("hostile", "victim")["phase"] == "active" {
+        assert!(Instant::now() < until, "{}", node.said());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let problem = node.call("hostile", "victim", "count", b"").problem(500, "state-corrupt", "store");
+    assert!(problem["detail"].as_str().unwrap().contains("1000000"), "{problem}");
+    node.assert_others_work("hostile");
+    assert_eq!(node.control("DELETE", "/v1/apps/hostile/processes/victim").status, 204);
+    assert_eq!(node.call("hostile", "victim", "count", b"").body(), "1");
 }
 
 #[test]
@@ -199,7 +255,11 @@ fn a_sandbox_that_leaves_the_agent_does_not_go_on() {
     let node = node();
     let pid = node.process("hostile", "victim")["pid"].as_u64().unwrap();
     let reply = node.call("hostile", "victim", "leave", b"");
-    assert_eq!(reply.json()["blame"], "function", "{}", reply.body());
+    // Where another of its threads finds the connection gone, the sandbox ends by itself.
+    let problem = reply.json();
+    let told = ["closed the connection to its host", "the sandbox exited"];
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(problem["blame"] == "function" && told.iter().any(|told| detail.contains(told)), "{problem}");
     assert!(!crate::node::is_alive(pid), "it lives on without its agent");
     assert_still_counts(&node, "leaving");
 }
@@ -211,23 +271,35 @@ fn a_sandbox_cannot_stop_itself() {
     assert_still_counts(&node, "stopping");
 }
 
-/// Half of the calls of other processes take less than this while one floods; without turns it is the better part of a second.
-const UNHURRIED: Duration = Duration::from_millis(200);
+/// The processor time that the node's only executor has had.
+fn executor_time(node: &Node) -> Duration {
+    let mut tasks = std::fs::read_dir(format!("/proc/{}/task", node.pid())).unwrap().flatten();
+    let is_executor = |task: &Path| std::fs::read_to_string(task.join("comm")).unwrap() == "executor-0\n";
+    let task = tasks.find(|task| is_executor(&task.path())).expect("the executor's thread").path();
+    let schedstat = std::fs::read_to_string(task.join("schedstat")).unwrap();
+    Duration::from_nanos(schedstat.split_whitespace().next().unwrap().parse().unwrap())
+}
 
+/// Others are answered, and the flood has a part of the executor's time and not all that it can get. Processor time is compared with
+/// the time that passed: on a busy machine there is less of the one and more of the other.
 fn others_are_served_beside(flood: &str) {
-    let node = Start::new().args(&["--executors", "1"]).node();
+    // Where it may go before others (root's may), a busy machine cannot hide what it would take.
+    let first = ["nice", "-n", "-20"];
+    let node = Start::new().by(&first, Path::new(DENIZEN)).args(&["--executors", "1"]).node();
     node.deploy(image());
     node.assert_others_work("hostile");
     assert_eq!(node.call("hostile", "victim", flood, b"").status, 200);
-    let mut times: Vec<Duration> = (0..15)
-        .map(|_| {
-            let begun = Instant::now();
-            node.assert_others_work("hostile");
-            begun.elapsed()
-        })
-        .collect();
-    times.sort();
-    assert!(times[7] < UNHURRIED, "calls beside a flood of {flood}: {times:?}");
+    for _ in 0..15 {
+        node.assert_others_work("hostile");
+    }
+    for _ in 0..12 {
+        let (begun, before) = (Instant::now(), executor_time(&node));
+        std::thread::sleep(Duration::from_millis(250));
+        let used = executor_time(&node) - before;
+        let passed = begun.elapsed();
+        assert!(used < passed / 2, "a flood of {flood} took {used:?} of {passed:?}");
+    }
+    assert_eq!(node.process("hostile", "victim")["phase"], "active", "it floods on: {}", node.said());
 }
 
 #[test]

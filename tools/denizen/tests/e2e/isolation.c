@@ -106,6 +106,32 @@ static void files(struct table *table) {
     TRY(SYS_open_by_handle_at, AT_FDCWD, buffer, 0, 0, 0, "open_by_handle_at");
 }
 
+/* What an image with files of its own may do in /state, and what it may not do there either. */
+static void own_files(struct table *table) {
+    long fd = syscall(SYS_openat, AT_FDCWD, "/state/mapped", O_CREAT | O_RDWR, 0644);
+    TRY(SYS_openat, AT_FDCWD, "/state/new", O_CREAT | O_WRONLY | O_EXCL, 0644, 0, "own: create");
+    TRY(SYS_renameat2, AT_FDCWD, "/state/new", AT_FDCWD, "/state/renamed", 0, "own: rename");
+    TRY(SYS_fchmodat, AT_FDCWD, "/state/renamed", 04755, 0, 0, "own: make it set-user-id");
+    TRY(SYS_mkdirat, AT_FDCWD, "/state/dir", 0755, 0, 0, "own: make a directory");
+    TRY(SYS_unlinkat, AT_FDCWD, "/state/dir", AT_REMOVEDIR, 0, 0, "own: remove a directory");
+    TRY(SYS_ftruncate, fd, 4096, 0, 0, 0, "own: make it longer");
+    TRY(SYS_linkat, AT_FDCWD, "/state/renamed", AT_FDCWD, "/state/linked", 0, "own: link");
+    TRY(SYS_symlinkat, "/image", AT_FDCWD, "/state/symlink", 0, 0, "own: link symbolically");
+    TRY(SYS_mknodat, AT_FDCWD, "/state/fifo", S_IFIFO | 0600, 0, 0, "own: make a pipe");
+    TRY(SYS_mknodat, AT_FDCWD, "/state/device", S_IFCHR | 0600, 0x101, 0, "own: make a device");
+    TRY(SYS_fsetxattr, fd, "user.x", "y", 1, 0, "own: set an attribute");
+    TRY(SYS_fchown, fd, 0, 0, 0, 0, "own: give away");
+    TRY(SYS_mmap, 0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, "own: map executable");
+    TRY(SYS_execveat, AT_FDCWD, "/state/renamed", 0, 0, 0, "own: execute");
+    TRY(SYS_ftruncate, fd, 1L << 40, 0, 0, 0, "own: make it a terabyte long");
+    TRY(SYS_unlinkat, AT_FDCWD, "/state/renamed", 0, 0, 0, "own: remove");
+    syscall(SYS_unlinkat, AT_FDCWD, "/state/mapped", 0);
+    if (fd >= 0) {
+        close((int)fd);
+        close((int)fd + 1); /* the one that was created */
+    }
+}
+
 static void sockets_and_rings(struct table *table) {
     static const int kinds[] = {SOCK_STREAM, SOCK_DGRAM, SOCK_RAW, SOCK_SEQPACKET};
     char buffer[256] = {0};
@@ -229,7 +255,7 @@ static void possessions(struct table *table) {
             const char *mode = (fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDONLY ? "read-only" : "writable";
             line(table, "has fd %d: %s\n", fd, S_ISSOCK(stat.st_mode) ? "socket" : S_ISREG(stat.st_mode) ? mode : "other");
         }
-    static const char *const places[] = {"/", "/image", "/store"};
+    static const char *const places[] = {"/", "/image", "/state", "/store"};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         DIR *dir = opendir(places[i]);
         for (struct dirent *entry; dir && (entry = readdir(dir));)
@@ -249,6 +275,7 @@ static void try_everything(struct table *table) {
     table->len = 0;
     possessions(table);
     files(table);
+    own_files(table);
     sockets_and_rings(table);
     other_processes(table);
     namespaces_and_mounts(table);

@@ -1,20 +1,36 @@
 //! THE evidence, through the built binary: what a plugin sees and can do in its sandbox, from an ELF constructor and from a
 //! function. Nothing, but for the short list that each test spells out. `node/sandbox/tests` has the same for the crate alone.
 
-use crate::node::{Node, Start, compile_c, image_of_plugin, repository, scratch, text};
+use crate::node::{DENIZEN, Node, Start, compile_c, repository, scratch, text};
 use std::collections::BTreeMap;
+use std::process::Command;
 
-/// A node with the hostile plugin deployed as `isolation`.
-fn node() -> Node {
+/// What a manifest may say of files.
+const FILES: [&str; 3] = ["none", "image", "state"];
+
+/// A node with the hostile plugin deployed as `isolation`, in an image with these files.
+fn node(files: &str) -> Node {
     let node = Start::new().node();
     let host_file = format!("-DHOST_FILE=\"{}\"", repository().join("Cargo.toml").display());
     let host_pid = format!("-DHOST_PID={}", node.pid());
     // Each test's plugin names its own node, so that they do not compile over one another.
     let name = format!("isolation-{}", node.pid());
     let plugin = compile_c(&name, include_str!("isolation.c"), &[&host_file, &host_pid]);
-    let output = image_of_plugin(&name, &plugin);
+    let dir = scratch().join(&name);
+    std::fs::create_dir_all(dir.join("files")).unwrap();
+    std::fs::write(dir.join("files/packed"), "in the image").unwrap();
+    let (manifest, archive) = (dir.join("denizen.toml"), dir.join("image.dzi"));
+    std::fs::write(&manifest, format!("name = \"{name}\"\nfiles = \"{files}\"\n")).unwrap();
+    let mut build = Command::new(DENIZEN);
+    build
+        .args(["image", "build", "-o"])
+        .arg(&archive)
+        .arg("--plugin")
+        .arg(plugin)
+        .arg("--manifest")
+        .arg(manifest);
+    let output = build.output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
-    let archive = scratch().join(format!("{name}.dzi"));
     node.ok(&["image", "deploy", "--app", "isolation", archive.to_str().unwrap()]);
     node
 }
@@ -43,7 +59,7 @@ const TRAPPED: [&str; 16] = [
     "socket 1 1",
     "socket 2 1",
     "socketpair",
-    "recvmsg 3",
+    "recvmsg 1",
     "sendmsg 3",
     "io_uring_setup",
     "io_uring_enter 3",
@@ -58,10 +74,44 @@ const TRAPPED: [&str; 16] = [
     "mount tmpfs",
 ];
 
-fn assert_nothing_was_got(place: &str, table: &Table) {
+/// What an image with files of its own gets by them, and no other.
+const OWN: [&str; 7] = [
+    "own: create",
+    "own: make a directory",
+    "own: make it longer",
+    "own: make it set-user-id",
+    "own: remove",
+    "own: remove a directory",
+    "own: rename",
+];
+
+/// What even such an image does not get: the number of the error.
+const NOT_EVEN_OWN: [(&str, &str); 8] = [
+    ("own: give away", "refused 13"),
+    ("own: link", "refused 13"),
+    ("own: link symbolically", "refused 13"),
+    ("own: make a device", "refused 13"),
+    ("own: make a pipe", "refused 13"),
+    ("own: make it a terabyte long", "refused 27"),
+    ("own: map executable", "refused 1"),
+    ("own: set an attribute", "refused 13"),
+];
+
+fn assert_nothing_was_got(place: &str, files: &str, table: &Table) {
+    let place = format!("{place} with files = {files:?}");
     assert!(table.attempts.len() > 400, "only {} attempts from {place}", table.attempts.len());
-    let got: Vec<_> = table.attempts.iter().filter(|(_, outcome)| outcome.starts_with("GOT")).collect();
-    assert!(got.is_empty(), "from {place} a plugin got: {got:?}");
+    let got = table.attempts.iter().filter(|(_, outcome)| outcome.starts_with("GOT"));
+    let got: Vec<_> = got.map(|(what, _)| what.as_str()).collect();
+    if files == "state" {
+        assert_eq!(got, OWN, "from {place}");
+        for (what, outcome) in NOT_EVEN_OWN {
+            assert_eq!(table.attempts.get(what).map(String::as_str), Some(outcome), "{what} from {place}");
+        }
+    } else {
+        assert!(got.is_empty(), "from {place} a plugin got: {got:?}");
+    }
+    // It may receive what the agent sends, where the agent sends it; there is nothing.
+    assert_eq!(table.attempts.get("recvmsg 3").map(String::as_str), Some("refused 11"), "from {place}");
     for what in TRAPPED {
         assert_eq!(table.attempts.get(what).map(String::as_str), Some("trapped"), "{what} from {place}");
     }
@@ -69,58 +119,78 @@ fn assert_nothing_was_got(place: &str, table: &Table) {
 
 #[test]
 fn a_constructor_sees_its_image_and_can_do_nothing() {
-    let node = node();
-    let table = table(&node, "as-constructor");
-    assert_nothing_was_got("a constructor", &table);
-    let mut files: Vec<_> =
-        table.has.iter().filter(|line| line.starts_with("in ")).map(String::as_str).collect();
-    files.sort_unstable();
-    // Its own image, read-only, and the empty place that the image came from.
-    assert_eq!(
-        files,
-        [
-            "in /: image",
-            "in /: store",
-            "in /image: denizen.toml",
-            "in /image: image.json",
-            "in /image: plugin.so"
-        ]
-    );
-    assert_holds_only_its_own(&table);
+    for files in FILES {
+        let node = node(files);
+        let table = table(&node, "as-constructor");
+        assert_nothing_was_got("a constructor", files, &table);
+        assert_sees_only_its_image(files, &table);
+        assert_holds_only_its_own(&table);
+    }
+}
+
+/// Its own image, read-only, and the empty places where the image came from and where files of its own would be.
+fn assert_sees_only_its_image(files: &str, table: &Table) {
+    let seen = table.has.iter().filter(|line| line.starts_with("in "));
+    let mut seen: Vec<_> = seen.map(String::as_str).collect();
+    seen.sort_unstable();
+    let packed = "in /image: files";
+    let expected = [
+        "in /: image",
+        "in /: state",
+        "in /: store",
+        "in /image: denizen.toml",
+        packed,
+        "in /image: image.json",
+        "in /image: plugin.so",
+    ];
+    let expected: Vec<_> = expected.into_iter().filter(|line| files != "none" || *line != packed).collect();
+    assert_eq!(seen, expected, "with files = {files:?}");
 }
 
 #[test]
 fn a_function_sees_nothing_and_can_do_nothing() {
-    let node = node();
+    for files in FILES {
+        assert_a_function_sees_nothing(files);
+    }
+}
+
+fn assert_a_function_sees_nothing(files: &str) {
+    let node = node(files);
     let table = table(&node, "as-function");
-    assert_nothing_was_got("a function", &table);
-    assert!(!table.has.iter().any(|line| line.starts_with("in ")), "it sees files: {:?}", table.has);
+    assert_nothing_was_got("a function", files, &table);
+    match files {
+        "none" => assert!(!table.has.iter().any(|line| line.starts_with("in ")), "it sees {:?}", table.has),
+        _ => assert_sees_only_its_image(files, &table),
+    }
     assert_holds_only_its_own(&table);
     // It lives: all of that is refused without harm to it, and nobody else felt it.
     let process = node.process("isolation", "p");
     assert_eq!((&process["phase"], &process["invocations"]), (&"active".into(), &1.into()), "{process}");
     assert_eq!(node.call("isolation", "bystander", "count", b"").status, 200, "{}", node.said());
-    look_from_outside(process["pid"].as_u64().expect("the sandbox's pid"));
+    look_from_outside(process["pid"].as_u64().expect("the sandbox's pid"), files);
 }
 
-/// Sockets to the node, and the file of its own state.
+/// Sockets to the node, and segments of its own state: each to write, and to read only.
 fn assert_holds_only_its_own(table: &Table) {
     let held: Vec<_> = table.has.iter().filter(|line| !line.starts_with("in ")).map(String::as_str).collect();
+    let (own, segments) = held.split_at(5);
     assert_eq!(
-        held,
+        own,
         [
             "pid 1, parent 0, uid 1000, gid 1000, 0 environment variables",
             "fd 0: socket",
             "fd 1: socket",
             "fd 2: socket",
             "fd 3: socket",
-            "fd 4: writable",
         ]
     );
+    let kinds: Vec<_> = segments.iter().map(|line| line.rsplit(' ').next().unwrap_or_default()).collect();
+    let pairs = kinds.chunks(2).all(|pair| pair == ["writable", "read-only"]);
+    assert!(pairs && !kinds.is_empty() && kinds.len() <= 6, "{held:?}");
 }
 
 /// What the host's kernel says about the sandbox, which a plugin cannot fake.
-fn look_from_outside(pid: u64) {
+fn look_from_outside(pid: u64, files: &str) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
@@ -140,15 +210,21 @@ fn look_from_outside(pid: u64) {
     }
     let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     let mounts: Vec<Vec<&str>> = mounts.lines().map(|line| line.split(' ').collect()).collect();
-    assert_eq!(mounts.iter().map(|fields| fields[4]).collect::<Vec<_>>(), ["/", "/image"]);
-    assert!(mounts.iter().all(|fields| fields[5].contains("ro,nosuid,nodev")), "{mounts:?}");
+    let (fixed, own) = mounts.split_at(2);
+    assert_eq!(fixed.iter().map(|fields| fields[4]).collect::<Vec<_>>(), ["/", "/image"]);
+    assert!(fixed.iter().all(|fields| fields[5].contains("ro,nosuid,nodev")), "{mounts:?}");
+    let own: Vec<_> = own.iter().map(|fields| (fields[4], fields[5])).collect();
+    match files {
+        "state" => assert_eq!(own, [("/state", "rw,nosuid,nodev,noexec,relatime,nosymfollow")]),
+        _ => assert!(own.is_empty(), "{own:?}"),
+    }
 }
 
 /// `int $0x80` and x32 reach the same kernel under other numbers; both end the sandbox on the spot, whatever its handlers.
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn the_doors_of_other_architectures_are_closed() {
-    let node = node();
+    let node = node("none");
     for function in ["through-x32", "through-i386"] {
         node.call("isolation", "p", function, b"").problem(500, "forbidden-syscall", "function");
         assert_eq!(node.call("isolation", "bystander", "count", b"").status, 200, "{}", node.said());

@@ -159,6 +159,14 @@ impl Node {
     pub(crate) fn said(&self) -> String {
         self.said.lock().expect("unpoisoned").clone()
     }
+    /// Waits until it has said each of these: what it prints comes after it can be reached.
+    pub(crate) fn await_said(&self, words: &[&str]) {
+        let until = Instant::now() + PATIENCE * 2;
+        while !words.iter().all(|word| self.said().contains(word)) {
+            assert!(Instant::now() < until, "{words:?} was not said:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
     pub(crate) fn token(&self) -> String {
         std::fs::read_to_string(self.dir.join("token")).expect("the node's token").trim().to_owned()
     }
@@ -252,7 +260,12 @@ impl Node {
 
     /// SIGTERM, and the exit code.
     pub(crate) fn stop(&mut self) -> Option<i32> {
-        signal(self.pid(), rustix::process::Signal::TERM);
+        self.stop_by(rustix::process::Signal::TERM)
+    }
+
+    /// This signal, and the exit code.
+    pub(crate) fn stop_by(&mut self, how: rustix::process::Signal) -> Option<i32> {
+        signal(self.pid(), how);
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child") {
@@ -301,7 +314,7 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    fn of(mut response: ureq::http::Response<ureq::Body>) -> Self {
+    pub(crate) fn of(mut response: ureq::http::Response<ureq::Body>) -> Self {
         let headers = response
             .headers()
             .iter()
@@ -379,10 +392,21 @@ pub(crate) fn try_c_image(name: &str, source: &str, flags: &[&str]) -> Output {
     image_of_plugin(name, &plugin)
 }
 
+/// An image of C, with `policy` in its manifest.
+pub(crate) fn c_image_with(name: &str, source: &str, flags: &[&str], policy: &str) -> PathBuf {
+    let output = image_with(name, &compile_c(name, source, flags), policy);
+    assert!(output.status.success(), "{}", text(&output));
+    scratch().join(format!("{name}.dzi"))
+}
+
 /// `denizen image build --plugin`.
 pub(crate) fn image_of_plugin(name: &str, plugin: &Path) -> Output {
+    image_with(name, plugin, "")
+}
+
+fn image_with(name: &str, plugin: &Path, policy: &str) -> Output {
     let manifest = scratch().join(format!("{name}.toml"));
-    std::fs::write(&manifest, format!("name = \"{name}\"\n")).expect("a manifest");
+    std::fs::write(&manifest, format!("name = \"{name}\"\n{policy}")).expect("a manifest");
     Command::new(DENIZEN)
         .args(["image", "build", "-o"])
         .arg(scratch().join(format!("{name}.dzi")))

@@ -1,6 +1,8 @@
 //! Starts that must be refused, and what a person reads then.
 
 use crate::node::{DENIZEN, Node, Start, text};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 #[test]
@@ -40,17 +42,50 @@ fn a_directory_that_is_a_file_is_refused() {
     let said = text(&output);
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains(&file.path().display().to_string()), "{said}");
+    assert!(said.contains("a file is where") && said.contains("--dir"), "{said}");
     assert!(!said.contains("panicked"), "{said}");
 }
 
 #[test]
-fn too_little_locked_memory_is_said_kindly() {
-    if !denizen_testing::needs_program("too_little_locked_memory_is_said_kindly", "prlimit") {
+fn a_directory_that_cannot_be_had_is_named_with_the_cause_and_what_to_do() {
+    let test = "a_directory_that_cannot_be_had_is_named_with_the_cause_and_what_to_do";
+    let parent = tempfile::tempdir().unwrap();
+    let refused = |start: Start, dir: &Path, cause: &str| {
+        let output = start.cwd(parent.path()).refused(dir);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        let beginning: String = dir.display().to_string().chars().take(60).collect();
+        for words in [&beginning, cause, "remedy", "--dir"] {
+            assert!(said.contains(words), "{words} is not in {said}");
+        }
+        assert!(!said.contains("panicked"), "{said}");
+    };
+    refused(Start::new(), &parent.path().join("x".repeat(300)), "too long");
+    refused(Start::new(), &parent.path().join("x/".repeat(3000)), "too long");
+    if !denizen_testing::needs_root(test) || !denizen_testing::needs_program(test, "setpriv") {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    let output = Start::new().by(&["prlimit", "--memlock=65536:65536"], DENIZEN.as_ref()).refused(dir.path());
-    let said = text(&output);
-    assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains("locked memory") && !said.contains("panicked"), "{said}");
+    let program = parent.path().join("denizen");
+    std::fs::copy(DENIZEN, &program).unwrap();
+    std::fs::set_permissions(parent.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let nobody =
+        || Start::new().by(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"], &program);
+    refused(nobody(), &parent.path().join("new"), "may not");
+    let closed = parent.path().join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
+    refused(nobody(), &closed, "user");
+}
+
+#[test]
+fn too_little_locked_memory_is_said_and_the_node_runs() {
+    if !denizen_testing::needs_program("too_little_locked_memory_is_said_and_the_node_runs", "prlimit") {
+        return;
+    }
+    let little = ["prlimit", "--memlock=65536:65536"];
+    let node = Start::new().by(&little, DENIZEN.as_ref()).node();
+    assert_eq!(node.get("/v1/node").status, 200);
+    let doctor = Command::new(little[0]).args([little[1], DENIZEN, "doctor"]).output().unwrap();
+    let said = text(&doctor);
+    assert!(said.contains("locked memory") && said.contains("ulimit -l"), "{said}");
 }

@@ -124,7 +124,10 @@ fn stream_for_ever(cx: &mut Context) -> Result<()> {
     use std::io::Write;
     let mut reply = cx.reply_writer("application/octet-stream")?;
     loop {
-        reply.write_all(&[b'x'; 64 << 10])?;
+        if let Err(error) = reply.write_all(&[b'x'; 64 << 10]) {
+            println!("the stream ended: {error}");
+            return Err(error.into());
+        }
     }
 }
 

@@ -1,0 +1,335 @@
+//! The blocking client against a small node over real sockets: every way in which a call, a stream or a connection can end.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::fake::Fake;
+use denizen_framed::{Blame, Connection, Durability, Error, Options, Pool, Request, Retry};
+
+/// Generous: the machine may be busy. Nothing here waits for it to pass.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn options(fake: &Fake, app: &str) -> Options {
+    Options::new(fake.address(), app).process("alice").patience(PATIENCE).connect_timeout(PATIENCE)
+}
+
+fn connect(fake: &Fake) -> Connection {
+    Connection::open(options(fake, "app")).unwrap()
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|at| u8::try_from(at % 251).unwrap()).collect()
+}
+
+#[test]
+fn a_call_and_what_is_said_of_it() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    let request = Request::new("echo").content_type("text/plain").durability(Durability::Node);
+    let reply = connection.call(request, b"hello").unwrap();
+    assert_eq!(reply.body, b"hello");
+    assert_eq!((reply.head.epoch, reply.head.commit, reply.head.durability), (7, 42, Durability::Node));
+    assert_eq!(reply.head.content_type.as_deref(), Some("text/plain"));
+    assert_eq!(reply.head.invocation.as_deref(), Some("inv-1"));
+    assert_eq!(connection.call("echo", b"").unwrap().body, b"");
+    assert_eq!(connection.epoch("alice"), 7);
+}
+
+#[test]
+fn calls_are_pipelined_and_end_in_any_order() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    // More than the node allows at once, the slowest first.
+    let tickets: Vec<_> = (0..100_u64)
+        .map(|n| connection.begin("slow", (if n == 0 { 100 } else { 0 }).to_string()).unwrap())
+        .collect();
+    let last = connection.begin("echo", b"last").unwrap();
+    assert_eq!(connection.wait(last).unwrap().body, b"last");
+    for ticket in tickets {
+        connection.wait(ticket).unwrap();
+    }
+    assert_eq!(connection.in_flight(), 0);
+    assert_eq!(fake.shared.accepted.load(Ordering::SeqCst), 1);
+    let again = connection.begin("echo", b"x").unwrap();
+    let (which, reply) = connection.wait_any(None).unwrap();
+    assert_eq!((which, reply.unwrap().body), (again, b"x".to_vec()));
+    assert!(connection.wait_any(None).is_none());
+}
+
+#[test]
+fn large_bodies_go_both_ways_at_once_within_the_windows() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    let large = bytes(3 << 20);
+    let tickets: Vec<_> = (0..3).map(|_| connection.begin("parrot", &large).unwrap()).collect();
+    for ticket in tickets {
+        assert!(connection.wait(ticket).unwrap().body == large);
+    }
+    // Replies of calls that nobody waits for yet do not stop the one that is waited for.
+    let tickets: Vec<_> = (0..8).map(|_| connection.begin("generate", b"2000000").unwrap()).collect();
+    for ticket in tickets.into_iter().rev() {
+        assert!(connection.wait(ticket).unwrap().body == bytes(2_000_000));
+    }
+}
+
+#[test]
+fn a_stream_is_written_and_read_in_turns() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    let mut stream = connection.stream("parrot", None).unwrap();
+    for word in ["one", "two", "three"] {
+        stream.write_all(word.as_bytes()).unwrap();
+        let mut said = vec![0; word.len()];
+        let mut at = 0;
+        while at < said.len() {
+            at += stream.read_some(&mut said[at..]).unwrap();
+        }
+        assert_eq!(said, word.as_bytes());
+    }
+    assert_eq!(stream.head().unwrap().commit, 41, "so far");
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+    assert_eq!(stream.head().unwrap().commit, 42, "in the end");
+    drop(stream);
+
+    let mut stream = connection.stream(Request::new("length"), Some(5 << 20)).unwrap();
+    stream.write_all(&bytes(5 << 20)).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, (5 << 20).to_string());
+    drop(stream);
+
+    // One that is left in the middle is cancelled, and what was on its way is credited: together these are more than a window.
+    for _ in 0..12 {
+        let mut stream = connection.stream(Request::new("generate").deadline(PATIENCE), None).unwrap();
+        stream.write_all(b"20000000").unwrap();
+        stream.finish().unwrap();
+        let mut some = [0; 1000];
+        stream.read_exact(&mut some).unwrap();
+    }
+    assert_eq!(connection.call(Request::new("echo").deadline(PATIENCE), b"on").unwrap().body, b"on");
+    assert_eq!(fake.shared.accepted.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_failure_says_whose_it_is_and_what_to_do() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    let error = connection.call("fail", b"").unwrap_err();
+    assert_eq!(
+        (error.kind(), error.blame(), error.retry()),
+        ("function-failed", Blame::Function, Retry::Safe)
+    );
+    assert_eq!((error.cause().as_deref(), error.remedy().as_deref()), (Some("a whim"), Some("ask nicely")));
+    assert_eq!(error.to_string(), "function-failed: it does not want to");
+    assert_eq!(connection.call("no-such", b"").unwrap_err().retry(), Retry::Never);
+    let mut stream = connection.stream("fail", None).unwrap();
+    let through_io = stream.read(&mut [0; 1]).unwrap_err();
+    let inner = through_io.get_ref().unwrap().downcast_ref::<Error>().unwrap();
+    assert_eq!(inner.kind(), "function-failed");
+    drop(stream);
+    let error = connection.call(Request::new("bad name"), b"").unwrap_err();
+    assert!(matches!(error, Error::Refused(_)), "{error:?}");
+    assert!(matches!(connection.call("echo", vec![0; 33 << 20]).unwrap_err(), Error::Refused(_)));
+    assert_eq!(connection.call("echo", b"on").unwrap().body, b"on");
+}
+
+#[test]
+fn a_lost_call_is_made_again_only_with_a_key() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    let error = connection.call("cut", b"").unwrap_err();
+    assert!(matches!(error, Error::Lost { .. }), "{error:?}");
+    assert_eq!((error.retry(), error.blame()), (Retry::Unknown, Blame::Host));
+    assert_eq!(fake.shared.count.load(Ordering::SeqCst), 1);
+
+    let reply = connection.call(Request::new("cut").idempotency_key("order-1"), b"").unwrap();
+    assert_eq!((reply.body.as_slice(), reply.head.replayed), (&b"2"[..], true));
+    assert_eq!(fake.shared.count.load(Ordering::SeqCst), 2, "it was executed once");
+
+    // One that ends its connection takes the others along: those with a key come back, the others are told.
+    let keyed = connection.begin(Request::new("slow").idempotency_key("k"), b"50").unwrap();
+    let bare = connection.begin("slow", b"10000").unwrap();
+    let cut = connection.begin("cut", b"").unwrap();
+    assert_eq!(connection.wait(cut).unwrap_err().retry(), Retry::Unknown);
+    assert_eq!(connection.wait(bare).unwrap_err().retry(), Retry::Unknown);
+    assert_eq!(connection.wait(keyed).unwrap().body, b"");
+}
+
+#[test]
+fn calls_behind_a_drain_go_to_the_next_connection() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    let slow = connection.begin("slow", b"50").unwrap();
+    let leave = connection.begin("leave", b"").unwrap();
+    let behind: Vec<_> = (0..5).map(|_| connection.begin("count", b"").unwrap()).collect();
+    assert_eq!(connection.wait(leave).unwrap().body, b"left");
+    connection.wait(slow).unwrap();
+    for ticket in behind {
+        connection.wait(ticket).unwrap();
+    }
+    assert_eq!(fake.shared.count.load(Ordering::SeqCst), 5, "each was executed once");
+    assert_eq!(fake.shared.accepted.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn moves_are_followed_and_not_for_ever() {
+    let (here, there) = (Fake::start(), Fake::start());
+    there.set_epoch(9);
+    let app = format!("moved-to-port-{}", there.shared.address.port());
+    // The other answers the same for this name, unless it is asked for another one.
+    let error = Connection::open(options(&here, &app)).unwrap_err();
+    assert_eq!(error.kind(), "moved");
+    assert_eq!(there.shared.greeted.load(Ordering::SeqCst), 5, "as many as are followed");
+    let error = Connection::open(options(&here, "loop")).unwrap_err();
+    assert_eq!((error.kind(), error.retry()), ("moved", Retry::Safe));
+}
+
+#[test]
+fn an_owner_of_the_past_is_not_believed() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    connection.call("echo", b"").unwrap();
+    let error = connection.call("old", b"").unwrap_err();
+    assert_eq!((error.kind(), error.retry()), ("stale-epoch", Retry::Unknown));
+    assert_eq!(connection.call("echo", b"on").unwrap().body, b"on");
+    // Nor when it greets: the connection is not used, and the client tries until its patience is over.
+    fake.set_epoch(6);
+    let mut impatient = connection;
+    let cut = impatient.begin("cut", b"").unwrap();
+    impatient.wait(cut).unwrap_err();
+    let start = Instant::now();
+    let error = impatient.call(Request::new("echo").deadline(Duration::from_millis(300)), b"").unwrap_err();
+    assert!(matches!(error, Error::Deadline { .. } | Error::Broken { .. }), "{error:?}");
+    assert_eq!(error.retry(), Retry::Safe, "the call was never sent to it");
+    assert!(start.elapsed() < PATIENCE);
+    fake.set_epoch(8);
+    assert_eq!(impatient.call("echo", b"on").unwrap().body, b"on");
+    assert_eq!(impatient.epoch("alice"), 8);
+}
+
+#[test]
+fn functions_are_called_by_name_again_when_the_image_has_changed() {
+    let fake = Fake::start();
+    for app in ["app", "nameless"] {
+        let mut connection = Connection::open(options(&fake, app)).unwrap();
+        for _ in 0..3 {
+            assert_eq!(connection.call("echo", b"x").unwrap().body, b"x");
+            fake.change_functions();
+        }
+    }
+}
+
+#[test]
+fn deadlines_hold_at_both_ends() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    let request = || Request::new("slow").deadline(Duration::from_millis(30));
+    let error = connection.call(request(), b"60000").unwrap_err();
+    assert_eq!((error.kind(), error.blame()), ("deadline-exceeded", Blame::Function));
+    // A node that says nothing at all.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let mut connection = Connection::new(Options::new(address, "app").process("p")).unwrap();
+    let error = connection.call(request(), b"").unwrap_err();
+    assert!(matches!(error, Error::Deadline { .. }), "{error:?}");
+    assert_eq!(error.kind(), "deadline-exceeded");
+}
+
+#[test]
+fn a_refusal_is_told_and_a_busy_node_is_tried_again() {
+    let fake = Fake::start();
+    let error = Connection::open(options(&fake, "guarded")).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.retry(), error.cause().as_deref()),
+        ("bad-token", Retry::Never, Some("token-missing"))
+    );
+    let error = Connection::open(options(&fake, "app").token("not a token")).unwrap_err();
+    assert!(matches!(error, Error::Token(_)), "{error:?}");
+    let error = Connection::open(options(&fake, "busy").patience(Duration::from_millis(200))).unwrap_err();
+    assert_eq!((error.kind(), error.retry()), ("overloaded", Retry::Safe));
+    assert!(fake.shared.greeted.load(Ordering::SeqCst) > 2, "it was tried more than once");
+}
+
+#[test]
+fn a_node_that_is_not_there_is_waited_for_and_then_told_of() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = Options::new(free.to_string(), "app").process("p").patience(Duration::from_millis(150));
+    let error = Connection::open(gone).unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    assert_eq!(error.retry(), Retry::Safe);
+    let fake = Fake::start();
+    fake.shared.closed_at_once.store(3, Ordering::SeqCst);
+    assert_eq!(connect(&fake).call("echo", b"x").unwrap().body, b"x");
+    // Nor is a call without a key risked on a connection that is not accepted yet.
+    fake.shared.closed_at_once.store(2, Ordering::SeqCst);
+    let mut connection = Connection::new(options(&fake, "app")).unwrap();
+    assert_eq!(connection.call("count", b"").unwrap().body, b"1");
+}
+
+#[test]
+fn an_idle_connection_that_was_closed_is_noticed_before_a_call_is_risked() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    let leave = connection.begin("leave", b"").unwrap();
+    connection.wait(leave).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    // Without a key: it would be reported, had it been sent on the dead connection.
+    assert_eq!(connection.call("count", b"").unwrap().body, b"1");
+}
+
+#[test]
+fn a_reply_over_the_limit_is_given_up() {
+    let fake = Fake::start();
+    let mut connection = Connection::open(options(&fake, "app").reply_limit(100_000)).unwrap();
+    assert!(matches!(
+        connection.call("generate", b"100001").unwrap_err(),
+        Error::ReplyTooLong { limit: 100_000 }
+    ));
+    assert!(matches!(connection.call("generate", b"9000000").unwrap_err(), Error::ReplyTooLong { .. }));
+    assert_eq!(connection.call("generate", b"100000").unwrap().body.len(), 100_000);
+}
+
+#[test]
+fn a_pool_keeps_what_is_good() {
+    let fake = Fake::start();
+    let pool = Pool::new(options(&fake, "app"), 2);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    assert_eq!(pool.get().unwrap().call("echo", b"x").unwrap().body, b"x");
+                }
+            });
+        }
+    });
+    assert!(pool.idle() <= 2 && pool.idle() > 0);
+    let before = pool.idle();
+    let mut lent = pool.get().unwrap();
+    let _forgotten = lent.begin("slow", b"10000").unwrap();
+    drop(lent);
+    assert_eq!(pool.idle(), before - 1, "one with a call on it is not lent to another");
+}
+
+#[test]
+fn an_unbound_connection_names_processes_and_is_told_which_answered() {
+    let fake = Fake::start();
+    let mut connection = Connection::open(Options::new(fake.address(), "app").patience(PATIENCE)).unwrap();
+    let named = connection.call(Request::new("echo").process("bob"), b"").unwrap();
+    assert_eq!(named.head.process.as_deref(), Some("bob"));
+    assert_eq!(connection.call("echo", b"").unwrap().head.process.as_deref(), Some("any-1"));
+}
+
+#[test]
+fn a_call_that_is_cancelled_holds_nothing_up() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    for _ in 0..100 {
+        let ticket = connection.begin("slow", b"60000").unwrap();
+        connection.cancel(ticket);
+    }
+    assert_eq!(connection.call("echo", b"x").unwrap().body, b"x");
+}

@@ -1,0 +1,64 @@
+"""The client against a real node that has the `counter` example deployed.
+
+Skipped unless DENIZEN_DATA (host:port) says where it is; DENIZEN_TOKEN is the token for it, where it wants one."""
+
+import json
+import os
+import unittest
+import uuid
+
+import denizen
+
+DATA = os.environ.get("DENIZEN_DATA", "")
+TOKEN = os.environ.get("DENIZEN_TOKEN") or None
+PATIENCE = 60.0
+
+
+@unittest.skipUnless(DATA, "SKIPPED the real node: DENIZEN_DATA is not set")
+class RealNode(unittest.TestCase):
+    def setUp(self):
+        self.process = f"python-{uuid.uuid4().hex[:12]}"
+        self.connection = denizen.Connection(DATA, "counter", self.process, token=TOKEN, patience=PATIENCE)
+        self.addCleanup(self.connection.close)
+
+    def increment(self, by=1, **how):
+        reply = self.connection.call("increment", json.dumps({"by": by}), content_type="application/json", **how)
+        return json.loads(reply.body)["count"], reply
+
+    def test_it_counts(self):
+        self.assertEqual(self.increment(2)[0], 2)
+        count, reply = self.increment(3)
+        self.assertEqual(count, 5)
+        self.assertGreater(reply.commit, 0)
+        self.assertGreater(reply.epoch, 0)
+        self.assertIn(reply.durability, ("process", "node", "store"))
+
+    def test_calls_are_pipelined(self):
+        calls = [self.connection.begin("increment", b'{"by":1}', content_type="application/json") for _ in range(200)]
+        counts = sorted(json.loads(call.wait().body)["count"] for call in calls)
+        self.assertEqual(counts, list(range(1, 201)))
+
+    def test_a_bad_input_is_the_callers_fault(self):
+        with self.assertRaises(denizen.CallerFault) as caught:
+            self.connection.call("increment", b"no JSON at all", content_type="application/json")
+        self.assertEqual((caught.exception.kind, caught.exception.blame), ("bad-input", "caller"))
+        self.assertEqual(self.increment()[0], 1)
+
+    def test_an_unknown_function_is_the_callers_fault(self):
+        with self.assertRaises(denizen.CallerFault) as caught:
+            self.connection.call("no-such-function")
+        self.assertEqual(caught.exception.kind, "unknown-function")
+
+    def test_an_unknown_application_is_refused(self):
+        with self.assertRaises(denizen.CallerFault):
+            denizen.Connection(DATA, "no-such-application", "p", token=TOKEN, patience=PATIENCE).connect()
+
+    def test_a_stream(self):
+        with self.connection.stream("increment", content_type="application/json") as stream:
+            stream.write(b'{"by"')
+            stream.write(b":4}")
+            self.assertEqual(json.loads(stream.read())["count"], 4)
+
+
+if __name__ == "__main__":
+    unittest.main()
