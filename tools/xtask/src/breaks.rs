@@ -6,9 +6,12 @@
 //! ```text
 //! Breaks: what is taken away
 //! Promise: what users are told that hangs on it
-//! Run: cargo test --locked -p denizen-state torn
+//! Run: cargo test --locked -p denizen-engine torn
 //! Fails: tests::a_torn_tail_is_cut
 //! ```
+//!
+//! A test in a comment is printed with the number of its line, which the next change above it makes another. `(line _)` in the last
+//! line stands for any number, and so for every such test of that item: one of them must fail.
 //!
 //! The working tree as it stands, uncommitted changes included, is checked out under `target/break/tree` and tested there: first as it
 //! is, because a test that is red anyway notices nothing, then under each patch. The checkout and the build products beside it are
@@ -27,6 +30,9 @@ use crate::repository::{Repository, output};
 
 /// How long one test command may take, building included, in seconds. A broken mechanism may well end in a wait for ever.
 const LIMIT_S: u32 = 900;
+
+/// A line number that changes with every edit.
+const ANY_LINE: &str = "(line _)";
 
 /// One patch.
 #[derive(Debug)]
@@ -117,7 +123,7 @@ fn run_each(repository: &Repository, breaks: &[&Break]) -> Result<(), String> {
 }
 
 fn judge(tree: &Tree<'_>, one: &Break, unbroken: &Said) -> Verdict {
-    if !unbroken.has_line(one, "ok") {
+    if !unbroken.has_line(one, "ok") || unbroken.has_line(one, "FAILED") {
         let said = unbroken.last_lines();
         return Verdict::Unclear(format!("{} does not pass without the patch:\n{said}", one.fails));
     }
@@ -162,7 +168,10 @@ impl Said {
     /// Whether the patch's test ended so.
     fn has_line(&self, one: &Break, how: &str) -> bool {
         let wanted = format!("test {} ... {how}", one.fails);
-        self.text.lines().any(|line| line.trim_end() == wanted)
+        let any_line = one.fails.contains(ANY_LINE);
+        self.text.lines().map(str::trim_end).any(|line| {
+            if any_line { without_line_number(line).as_deref() == Some(&wanted) } else { line == wanted }
+        })
     }
 
     fn last_lines(&self) -> String {
@@ -170,6 +179,14 @@ impl Said {
         let lines: Vec<&str> = self.text.lines().collect();
         lines[lines.len().saturating_sub(LINES)..].join("\n")
     }
+}
+
+/// `test src/a.rs - b (line 12) - compile fail ... ok` with `_` for its number.
+fn without_line_number(line: &str) -> Option<String> {
+    let (before, rest) = line.split_once("(line ")?;
+    let (number, after) = rest.split_once(')')?;
+    number.parse::<u32>().ok()?;
+    Some(format!("{before}{ANY_LINE}{after}"))
 }
 
 /// A checkout of the working tree. Only one process works in it at a time.
@@ -349,6 +366,26 @@ Run: not this
         for label in ["Breaks:", "Promise:", "Run:", "Fails:"] {
             let without = PATCH.replacen(label, "", 1);
             assert!(Break::parse(Path::new("x.patch"), &without).is_err(), "{label}");
+        }
+    }
+
+    #[test]
+    fn a_test_in_a_comment_is_known_on_whatever_line_it_is() {
+        let patch = PATCH.replace("Fails: tests::torn", "Fails: src/a.rs - b (line _) - compile fail");
+        let one = Break::parse(Path::new("x.patch"), &patch).unwrap();
+        assert_eq!(
+            verdict(&one, &said("test src/a.rs - b (line 7) - compile fail ... FAILED\n")),
+            Verdict::Caught
+        );
+        assert_eq!(
+            verdict(&one, &said("test src/a.rs - b (line 12) - compile fail ... ok\n")),
+            Verdict::Missed
+        );
+        for text in [
+            "test src/a.rs - c (line 7) - compile fail ... FAILED\n",
+            "test src/a.rs - b (line 7) ... FAILED\n",
+        ] {
+            assert!(matches!(verdict(&one, &said(text)), Verdict::Unclear(_)), "{text}");
         }
     }
 
