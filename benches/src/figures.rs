@@ -56,6 +56,35 @@ pub(crate) fn table(title: &str, sides: &[(&str, &Side)]) {
     println!();
 }
 
+/// Prints a table with throughput: a row a side with its calls a second in each round; ratios refer to the first.
+pub(crate) fn rates(title: &str, sides: &[(&str, &Side, &[f64])]) {
+    println!("## {title}\n");
+    println!("| | p50 µs (range over rounds) | p99 µs | calls/s (range) | × p50 | × calls/s |");
+    println!("|---|---|---|---|---|---|");
+    let sorted = |rates: &[f64]| {
+        let mut sorted = rates.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        sorted
+    };
+    let (_, floor, floor_rates) = sides[0];
+    for (name, side, rates) in sides {
+        let (p50, rates) = (side.percentiles(50), sorted(rates));
+        println!(
+            "| {name} | {:.1} ({:.1}–{:.1}) | {:.1} | {:.0} ({:.0}–{:.0}) | {:.2} | {:.2} |",
+            median(&p50),
+            p50[0],
+            p50[p50.len() - 1],
+            side.percentile(99),
+            median(&rates),
+            rates[0],
+            rates[rates.len() - 1],
+            side.percentile(50) / floor.percentile(50),
+            median(&rates) / median(&sorted(floor_rates)),
+        );
+    }
+    println!();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

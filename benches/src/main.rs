@@ -6,6 +6,7 @@
 //! range.
 
 mod call;
+mod counter;
 mod figures;
 mod machine;
 mod memory;
@@ -31,6 +32,8 @@ struct Options {
 enum Bench {
     /// A warm HTTP call beside a plain hyper echo server
     Call,
+    /// A counting function beside a hyper service on Redis
+    Counter,
     /// The first call of a new process beside clone3 + exec + dlopen
     Start,
     /// Memory of idle active processes beside idle glibc processes
@@ -44,6 +47,9 @@ fn main() {
     let wanted = |bench| options.what.is_empty() || options.what.contains(&bench);
     if wanted(Bench::Call) {
         call::measure(&programs, options.tiny);
+    }
+    if wanted(Bench::Counter) {
+        counter::measure(&programs, options.tiny);
     }
     if wanted(Bench::Start) {
         start::measure(&programs, options.tiny);

@@ -122,8 +122,14 @@ impl Client {
 
     /// The bytes of a POST with this body.
     pub(crate) fn request(&self, path: &str, body: &[u8]) -> Vec<u8> {
+        self.request_with(path, "", body)
+    }
+
+    /// The same with more header lines, each with its end.
+    pub(crate) fn request_with(&self, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+        let (host, len) = (&self.host, body.len());
         let mut bytes =
-            format!("POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n", self.host, body.len())
+            format!("POST {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {len}\r\n\r\n")
                 .into_bytes();
         bytes.extend_from_slice(body);
         bytes
@@ -131,8 +137,17 @@ impl Client {
 
     /// Sends a request as it is and reads the whole reply. Returns the status.
     pub(crate) fn exchange(&mut self, request: &[u8]) -> u16 {
-        self.stream.write_all(request).expect("the server reads");
+        self.send(request);
         self.read_reply()
+    }
+
+    /// Sends a request as it is.
+    pub(crate) fn send(&mut self, request: &[u8]) {
+        self.stream.write_all(request).expect("the server reads");
+    }
+
+    pub(crate) fn stream(&self) -> &TcpStream {
+        &self.stream
     }
 
     fn get(&mut self, path: &str) -> u16 {
@@ -140,7 +155,8 @@ impl Client {
         self.exchange(request.as_bytes())
     }
 
-    fn read_reply(&mut self) -> u16 {
+    /// Reads the reply of a request that was sent. Returns the status.
+    pub(crate) fn read_reply(&mut self) -> u16 {
         self.received.clear();
         let mut chunk = [0; 16 * 1024];
         loop {

@@ -21,6 +21,14 @@ fn call_prints_its_three_rows() {
 }
 
 #[test]
+fn counter_prints_both_levels() {
+    let out = tiny("counter");
+    for row in ["function `count`, `process`", "function `count`, `node`"] {
+        assert_eq!(out.matches(row).count(), 2, "rows {row:?} in:\n{out}");
+    }
+}
+
+#[test]
 fn start_prints_its_three_rows() {
     let out = tiny("start");
     for row in ["clone3", "from the pool", "pool empty"] {

@@ -1,4 +1,4 @@
-//! The state engine beside LMDB (heed), redb, an ordered map, and bare system calls.
+//! The state engine beside LMDB (heed), redb, an ordered map, Redis, and bare system calls.
 //!
 //! Every comparison is made in alternating rounds of one run on one core; printed are the median of the rounds and their spread (lowest
 //! and highest). Figures of different runs are not to be compared. `--tiny` runs everything small, for tests; a word runs only the
@@ -54,10 +54,11 @@ fn main() {
     }
     let scratch = tempfile::Builder::new().prefix("denizen-bench-engine-").tempdir_in(dir).unwrap();
     let plan = Plan { tiny, dir: scratch.path().to_owned() };
-    let benches: [Bench; 10] = [
+    let benches: [Bench; 11] = [
         ("hot", reads::hot),
         ("random", reads::random),
         ("first", reads::first_touch),
+        ("redis", reads::redis),
         ("process", commits::process),
         ("node", commits::node),
         ("group", commits::group),

@@ -13,6 +13,18 @@ impl<'a> Contender<'a> {
         Contender { name: name.into(), run: Box::new(run) }
     }
 
+    /// One whose every operation is alike and never waits: timed by what the thread was on the core, so that others who share the core
+    /// are left out.
+    pub(crate) fn busy(name: impl Into<String>, mut operation: impl FnMut() + 'a) -> Contender<'a> {
+        Contender::new(name, move |n| {
+            let begun = on_core();
+            for _ in 0..n {
+                operation();
+            }
+            on_core() - begun
+        })
+    }
+
     /// One whose every operation is alike.
     pub(crate) fn each(name: impl Into<String>, mut operation: impl FnMut() + 'a) -> Contender<'a> {
         Contender::new(name, move |n| {
@@ -23,6 +35,12 @@ impl<'a> Contender<'a> {
             begun.elapsed()
         })
     }
+}
+
+/// How long this thread has been on a core, in the kernel or not.
+pub(crate) fn on_core() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.try_into().unwrap(), now.tv_nsec.try_into().unwrap())
 }
 
 /// Runs `rounds` rounds of `n` operations and prints nanoseconds per operation. Returns the medians.
@@ -36,12 +54,15 @@ pub(crate) fn compare(title: &str, rounds: usize, n: usize, mut contenders: Vec<
             times.push((contender.run)(n).as_secs_f64() * 1e9 / n as f64);
         }
     }
+    let ours = contenders.iter().position(|contender| contender.name == "denizen");
+    let ours = ours.map(|at| times[at].clone());
     let mut medians = Vec::new();
     for (contender, times) in contenders.iter().zip(&mut times) {
+        let ratios = ours.as_ref().map_or(String::new(), |ours| quartiles_of_ratios(times, ours));
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
         println!(
-            "{title:<26} {:<28} {median:>12.1} ns   ({:.1} to {:.1}, {rounds} rounds of {n})",
+            "{title:<26} {:<28} {median:>12.1} ns   ({:.1} to {:.1}, {rounds} rounds of {n}{ratios})",
             contender.name,
             times[0],
             times[times.len() - 1]
@@ -49,6 +70,15 @@ pub(crate) fn compare(title: &str, rounds: usize, n: usize, mut contenders: Vec<
         medians.push(median);
     }
     medians
+}
+
+/// How many times as long as ours, round by round: median, and between which values the middle half lies. Rounds that stand next to each
+/// other are disturbed alike, so this says more than the times where there is much else to do.
+fn quartiles_of_ratios(times: &[f64], ours: &[f64]) -> String {
+    let mut ratios: Vec<f64> = times.iter().zip(ours).map(|(time, ours)| time / ours).collect();
+    ratios.sort_by(f64::total_cmp);
+    let at = |quarter: usize| ratios[(ratios.len() - 1) * quarter / 4];
+    format!("; {:.2} x ours, half of the rounds {:.2} to {:.2}", at(2), at(1), at(3))
 }
 
 /// A few quantiles of single times, in microseconds.

@@ -22,7 +22,7 @@ fn file(plan: &Plan, name: &str) -> File {
     file
 }
 
-/// A mapping of the tail for writing. The engine has none: this is what it was compared with.
+/// A mapping of all of the tail for writing: more than the engine has, to see what it costs.
 struct Alias {
     file: File,
     base: *mut u8,

@@ -9,18 +9,29 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Serves until it is killed.
+/// Echoes until it is killed.
 pub(crate) fn serve() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
+    serve_with(async || echo);
+}
+
+/// Serves with the function that `make` gives, until this is killed. Prints its address first.
+pub(crate) fn serve_with<H, F>(make: impl AsyncFnOnce() -> H)
+where
+    H: Fn(Request<Incoming>) -> F + Clone + 'static,
+    F: Future<Output = Result<Response<Full<Bytes>>, hyper::Error>> + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
+        let answer = make().await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         println!("{}", listener.local_addr().expect("an address"));
         loop {
             let (stream, _) = listener.accept().await.expect("a connection");
             stream.set_nodelay(true).expect("TCP_NODELAY");
+            let service = service_fn(answer.clone());
             tokio::task::spawn_local(
-                hyper::server::conn::http1::Builder::new().serve_connection(Io(stream), service_fn(echo)),
+                hyper::server::conn::http1::Builder::new().serve_connection(Io(stream), service),
             );
         }
     });

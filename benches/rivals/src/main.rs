@@ -1,10 +1,12 @@
 //! The programs that Denizen is measured against. One binary, one word to say which:
 //!
 //! * `rivals http`: a plain hyper echo server on tokio's current-thread runtime. Prints its address.
+//! * `rivals counter REDIS`: the same server, which answers with `INCR counter` of the Redis at that address.
 //! * `rivals start PLUGIN N`: what it costs to start something isolated with nothing of ours around it: `clone3` with the
 //!   namespaces that a sandbox has, `exec` of a dynamic program, `dlopen` of the plugin. Prints microseconds, one a line.
 //! * `rivals idle`: a dynamic glibc process that waits. Prints a line once it does.
 
+mod counter;
 mod http;
 mod start;
 
@@ -13,6 +15,7 @@ fn main() {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         [_, "http"] => http::serve(),
+        [_, "counter", redis] => counter::serve(redis),
         [_, "start", plugin, rounds] => start::measure(plugin, rounds.parse().expect("a number of rounds")),
         [_, "started", plugin] => start::started(plugin),
         [_, "idle"] => {
@@ -22,7 +25,7 @@ fn main() {
             }
         }
         _ => {
-            eprintln!("usage: rivals http | start PLUGIN ROUNDS | idle");
+            eprintln!("usage: rivals http | counter REDIS | start PLUGIN ROUNDS | idle");
             std::process::exit(2);
         }
     }
