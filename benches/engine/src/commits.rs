@@ -146,8 +146,8 @@ pub(crate) fn node(plan: &Plan) {
         ];
         let medians = compare(
             &format!("node, {size} B, {keys} keys"),
-            plan.pick(21, 3),
-            plan.pick(300, 10),
+            plan.pick(201, 3),
+            plan.pick(20, 10),
             contenders,
         );
         println!("{:<26} {:.3} × the bare sync", "", medians[1] / medians[0]);
