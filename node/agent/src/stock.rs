@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use denizen_engine::storage::FileSegment;
-use rustix::fs::FallocateFlags;
 
 use crate::side::SideThread;
 
@@ -92,16 +91,6 @@ impl Stock {
 /// A new file for its owner only.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
-}
-
-/// Reserves all bytes of a new file, and syncs nothing.
-pub(crate) fn allocate(file: &File, bytes: u64) -> io::Result<()> {
-    loop {
-        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
-            Err(rustix::io::Errno::INTR) => {}
-            done => return Ok(done?),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,10 @@
 //! never over [`MAX_WINDOW`]. So an honest pair never breaks a rule, and a dishonest sender is caught with the first byte
 //! too many.
 
+use std::collections::BTreeMap;
+
+use crate::fields::bare;
+use crate::header::{Header, Kind};
 use crate::limits::MAX_WINDOW;
 use crate::violation::Violation;
 
@@ -111,6 +115,75 @@ impl Receiving {
         self.urgent = false;
         self.open += u64::from(told);
         told
+    }
+}
+
+/// A call in flight, as far as the body goes that comes in for it.
+pub(crate) trait Incoming {
+    fn receiving(&mut self) -> &mut Receiving;
+
+    /// Whether more of the body may come: credit for one that is whole would be of no use.
+    fn is_incomplete(&self) -> bool;
+
+    fn wants_credit(&mut self) -> bool {
+        self.is_incomplete() && self.receiving().is_due()
+    }
+}
+
+/// What one end has granted in all, and what of it is to be told: how bodies are consumed at either end.
+#[derive(Debug)]
+pub(crate) struct Granted {
+    /// The window of the connection.
+    pub(crate) connection: Receiving,
+    /// Calls whose credit is to be told.
+    due: Vec<u64>,
+}
+
+impl Granted {
+    pub(crate) fn new(connection: Receiving) -> Granted {
+        Granted { connection, due: Vec::new() }
+    }
+
+    /// Bytes of a call, which may have ended, are consumed.
+    pub(crate) fn consumed<C: Incoming>(&mut self, calls: &mut BTreeMap<u64, C>, id: u64, len: usize) {
+        let len = len as u64;
+        self.connection.release(len);
+        if let Some(call) = calls.get_mut(&id) {
+            call.receiving().release(len);
+            self.note_due(id, call);
+        }
+    }
+
+    /// Opens both windows further for a call, as far as the limits allow.
+    pub(crate) fn grant<C: Incoming>(&mut self, calls: &mut BTreeMap<u64, C>, id: u64, len: u64) {
+        let Some(call) = calls.get_mut(&id) else { return };
+        let granted = call.receiving().grant(len);
+        self.connection.grant(granted);
+        self.note_due(id, call);
+    }
+
+    fn note_due(&mut self, id: u64, call: &mut impl Incoming) {
+        if call.wants_credit() && !self.due.contains(&id) {
+            self.due.push(id);
+        }
+    }
+
+    /// Appends all credit that the peer should be told of now.
+    pub(crate) fn tell<C: Incoming>(&mut self, calls: &mut BTreeMap<u64, C>, out: &mut Vec<u8>) {
+        if self.connection.is_due() {
+            bare(Header { a: self.connection.tell(), ..Header::new(Kind::Credit, 0) }, out);
+        }
+        for id in self.due.drain(..) {
+            if let Some(call) = calls.get_mut(&id)
+                && call.wants_credit()
+            {
+                bare(Header { a: call.receiving().tell(), ..Header::new(Kind::Credit, id) }, out);
+            }
+        }
+    }
+
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.due.capacity() * size_of::<u64>()
     }
 }
 

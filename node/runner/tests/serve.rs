@@ -3,27 +3,13 @@
 
 mod harness;
 
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use denizen_wire::{
     Concurrency, FailKind, Header, Kind, LENGTH_UNKNOWN, LoadFailureKind, MAX_FRAME_PAYLOAD, PayloadKind,
     WINDOW,
 };
-use harness::{
-    Agent, BODY_LIMIT, Ended, REPLY_LIMIT, ROLE, State, assignment, build_plugin, pattern, plugin,
-};
-
-/// Not a test: what the others start as a process of its own.
-#[test]
-fn runner_process() {
-    if std::env::var_os(ROLE).is_none() {
-        return;
-    }
-    let control = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
-    let code = denizen_runner::serve_unconfined(control);
-    std::process::exit(if code == std::process::ExitCode::SUCCESS { 0 } else { 1 });
-}
+use harness::{Agent, BODY_LIMIT, Ended, REPLY_LIMIT, State, assignment, build_plugin, pattern, plugin};
 
 #[test]
 fn declarations_say_what_the_plugin_declared() {

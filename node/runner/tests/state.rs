@@ -4,25 +4,13 @@
 mod harness;
 
 use std::io::Write as _;
-use std::os::fd::AsFd;
 
 use denizen_wire::archive::{Decoder, Encoder, Event, RecordHead};
 use denizen_wire::{
     Builtin, CallHead, Durability, FailKind, Header, Imported, Kind, ListAsk, Listing, ValueHead, encode_put,
 };
 use harness::state::Syncs;
-use harness::{Agent, Ended, Giving, ROLE, SEGMENT_BYTES, State, assignment, pattern, plugin};
-
-/// Not a test: what the others start as a process of its own.
-#[test]
-fn runner_process() {
-    if std::env::var_os(ROLE).is_none() {
-        return;
-    }
-    let control = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
-    let code = denizen_runner::serve_unconfined(control);
-    std::process::exit(if code == std::process::ExitCode::SUCCESS { 0 } else { 1 });
-}
+use harness::{Agent, Ended, Giving, SEGMENT_BYTES, State, assignment, pattern, plugin};
 
 #[test]
 fn readers_and_concurrent_calls_go_beside_a_long_exclusive_one() {

@@ -131,7 +131,7 @@ impl<T, E: Into<redb::Error>> StoreResult<T> for Result<T, E> {
 }
 
 /// The same for what is stored in it.
-pub(super) fn undecodable(path: &Path, what: &str, error: &serde_json::Error) -> SchedError {
+pub(super) fn undecodable(path: &Path, what: impl fmt::Display, error: &serde_json::Error) -> SchedError {
     SchedError::Corrupt {
         path: path.to_owned(),
         why: format!("the record of {what} cannot be read ({error})"),

@@ -10,6 +10,7 @@
 //! | `processes` | application, process | JSON: a [`ProcessRecord`] |
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use denizen_image::{ImageId, Limits};
@@ -319,7 +320,7 @@ impl Ledger<'_> {
         for entry in self.processes.range(range).at(self.path)? {
             let (key, value) = entry.at(self.path)?;
             let (app, process) = key.value();
-            if !take(decode(self.path, &format!("{app}/{process}"), value.value())?) {
+            if !take(decode(self.path, format_args!("{app}/{process}"), value.value())?) {
                 break;
             }
         }
@@ -371,8 +372,7 @@ impl Ledger<'_> {
 
     fn process(&mut self, app: &AppName, process: &ProcessName) -> Result<Option<ProcessRecord>, SchedError> {
         let value = self.processes.get((app.as_str(), process.as_str())).at(self.path)?;
-        let what = || format!("{app}/{process}");
-        value.map(|value| decode(self.path, &what(), value.value())).transpose()
+        value.map(|value| decode(self.path, format_args!("{app}/{process}"), value.value())).transpose()
     }
 
     fn put_process(&mut self, record: &ProcessRecord) -> Result<(), SchedError> {
@@ -381,7 +381,7 @@ impl Ledger<'_> {
 
     fn write_process(&mut self, record: &ProcessRecord, changed: Changed) -> Result<(), SchedError> {
         let key = (record.app.as_str(), record.process.as_str());
-        let bytes = encode(self.path, &format!("{}/{}", key.0, key.1), record)?;
+        let bytes = encode(self.path, format_args!("{}/{}", key.0, key.1), record)?;
         self.processes.insert(key, bytes.as_slice()).at(self.path)?;
         self.changed = self.changed.max(changed);
         Ok(())
@@ -463,10 +463,10 @@ fn unknown_process(app: &AppName, process: &ProcessName) -> SchedError {
     SchedError::UnknownProcess { app: app.clone(), process: process.clone() }
 }
 
-fn encode(path: &Path, what: &str, value: &impl Serialize) -> Result<Vec<u8>, SchedError> {
+fn encode(path: &Path, what: impl fmt::Display, value: &impl Serialize) -> Result<Vec<u8>, SchedError> {
     serde_json::to_vec(value).map_err(|error| undecodable(path, what, &error))
 }
 
-fn decode<T: DeserializeOwned>(path: &Path, what: &str, bytes: &[u8]) -> Result<T, SchedError> {
+fn decode<T: DeserializeOwned>(path: &Path, what: impl fmt::Display, bytes: &[u8]) -> Result<T, SchedError> {
     serde_json::from_slice(bytes).map_err(|error| undecodable(path, what, &error))
 }

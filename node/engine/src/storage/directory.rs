@@ -60,7 +60,7 @@ impl Directory {
     }
 
     fn with(path: PathBuf, read_only: bool) -> io::Result<Directory> {
-        let next_id = ids(&path)?.into_iter().max().unwrap_or(0) + 1;
+        let next_id = segment_ids(&path)?.last().copied().unwrap_or(0) + 1;
         let shelf = Mutex::new(Shelf { next_id, ..Shelf::default() });
         let spares = Arc::new(Spares { shelf, made: Condvar::new() });
         Ok(Directory { files: Arc::new(Files { path, read_only }), spares })
@@ -74,7 +74,7 @@ impl Directory {
 
 impl Files {
     fn file(&self, id: u64) -> PathBuf {
-        self.path.join(format!("segment-{id:016x}.log"))
+        segment_file(&self.path, id)
     }
 
     fn make(&self, id: u64, capacity: u64) -> io::Result<Arc<dyn Segment>> {
@@ -96,19 +96,29 @@ impl Files {
     }
 }
 
-fn ids(path: &Path) -> io::Result<Vec<u64>> {
+/// The file of a segment in `directory`.
+pub fn segment_file(directory: &Path, id: u64) -> PathBuf {
+    directory.join(format!("segment-{id:016x}.log"))
+}
+
+/// The numbers of the segments in a directory, in order. What has another name is none.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn segment_ids(directory: &Path) -> io::Result<Vec<u64>> {
     let mut ids = Vec::new();
-    for entry in fs::read_dir(path)? {
+    for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
         let id = name.to_str().and_then(|name| name.strip_prefix("segment-")?.strip_suffix(".log"));
         ids.extend(id.filter(|id| id.len() == 16).and_then(|id| u64::from_str_radix(id, 16).ok()));
     }
+    ids.sort_unstable();
     Ok(ids)
 }
 
 impl Storage for Directory {
     fn segments(&self) -> io::Result<Vec<Arc<dyn Segment>>> {
-        ids(&self.files.path)?.into_iter().map(|id| self.files.load(id)).collect()
+        segment_ids(&self.files.path)?.into_iter().map(|id| self.files.load(id)).collect()
     }
 
     fn take_spare(&self, min_bytes: u64) -> io::Result<Option<Arc<dyn Segment>>> {

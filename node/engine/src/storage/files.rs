@@ -37,11 +37,19 @@ impl FileSegment {
     /// # Errors
     /// Whatever the system says, `StorageFull` above all.
     pub fn allocate(file: &File, capacity: u64) -> io::Result<()> {
+        FileSegment::reserve(file, capacity)?;
+        file.sync_all()
+    }
+
+    /// The same, and syncs nothing: for whoever syncs the file later.
+    ///
+    /// # Errors
+    /// As [`FileSegment::allocate`].
+    pub fn reserve(file: &File, capacity: u64) -> io::Result<()> {
         loop {
             match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, capacity) {
-                Ok(()) => return file.sync_all(),
                 Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+                done => return Ok(done?),
             }
         }
     }

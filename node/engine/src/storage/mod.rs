@@ -10,7 +10,6 @@
 
 mod directory;
 mod files;
-mod handed;
 mod map;
 
 use std::fmt;
@@ -18,9 +17,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-pub use directory::Directory;
+pub use directory::{Directory, segment_file, segment_ids};
 pub use files::FileSegment;
-pub use handed::Handed;
 pub use map::Map;
 
 /// One segment of the log.

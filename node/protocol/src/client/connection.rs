@@ -9,7 +9,7 @@ use std::num::NonZeroU32;
 
 use crate::body::{Part, Rest, part, remaining, within};
 use crate::command::CommandError;
-use crate::credit::{Receiving, Sending};
+use crate::credit::{Granted, Incoming, Receiving, Sending};
 use crate::fields::bare;
 use crate::frame::{
     Accepted, CallHead, CancelReason, Drain, DrainHead, Final, FunctionRef, Hello, Moved, Problem, ReplyHead,
@@ -223,9 +223,8 @@ struct Ledger {
     call_window: u32,
     reply_call_window: u32,
     sending: Sending,
-    receiving: Receiving,
+    granted: Granted,
     pong: Option<u64>,
-    due: Vec<u64>,
 }
 
 impl Connection {
@@ -247,9 +246,8 @@ impl Connection {
             call_window: EARLY_BYTES,
             reply_call_window: hello.call_window,
             sending: Sending::new(u64::from(EARLY_BYTES)),
-            receiving: Receiving::new(hello.connection_window),
+            granted: Granted::new(Receiving::new(hello.connection_window)),
             pong: None,
-            due: Vec::new(),
         };
         Ok(Connection { intake: Intake::new(Sender::Server), ledger, broken: None })
     }
@@ -467,20 +465,12 @@ impl Connection {
 
     /// `len` bytes of parts of call `id` are dealt with. Every byte of every part is to be counted, ended call or not.
     pub fn consumed(&mut self, id: u64, len: usize) {
-        let len = len as u64;
-        self.ledger.receiving.release(len);
-        if let Some(entry) = self.ledger.calls.get_mut(&id) {
-            entry.receiving.release(len);
-            self.ledger.note_due(id);
-        }
+        self.ledger.granted.consumed(&mut self.ledger.calls, id, len);
     }
 
     /// Lets the server send `len` more bytes of this reply at once: for a large reply whose place is ready.
     pub fn grant(&mut self, id: u64, len: u64) {
-        let Some(entry) = self.ledger.calls.get_mut(&id) else { return };
-        let granted = entry.receiving.grant(len);
-        self.ledger.receiving.grant(granted);
-        self.ledger.note_due(id);
+        self.ledger.granted.grant(&mut self.ledger.calls, id, len);
     }
 
     /// Appends what the connection has to say by itself: the answer to a ping, and credit. Call it before waiting.
@@ -492,15 +482,7 @@ impl Connection {
         if let Some(value) = ledger.pong.take() {
             bare(Header { c: value, ..Header::new(Kind::Pong, 0) }, out);
         }
-        if ledger.receiving.is_due() {
-            bare(Header { a: ledger.receiving.tell(), ..Header::new(Kind::Credit, 0) }, out);
-        }
-        for id in ledger.due.drain(..) {
-            let Some(entry) = ledger.calls.get_mut(&id) else { continue };
-            if entry.wants_credit() {
-                bare(Header { a: entry.receiving.tell(), ..Header::new(Kind::Credit, id) }, out);
-            }
-        }
+        ledger.granted.tell(&mut ledger.calls, out);
     }
 
     /// The rest of a body that is the next on the stream after everything that was given, if there is one.
@@ -533,13 +515,19 @@ impl Entry {
         Unfinished { id, fate, keyed: self.keyed, reply_begun: self.reply != Reply::Waiting }
     }
 
-    fn wants_credit(&self) -> bool {
-        !matches!(self.reply, Reply::Ending(_)) && self.receiving.is_due()
-    }
-
     /// The process whose epoch an answer to this call carries.
     fn process<'e>(&'e self, told: Option<&'e str>, bound: Option<&'e str>) -> Option<&'e str> {
         told.or(self.process.as_deref()).or(bound)
+    }
+}
+
+impl Incoming for Entry {
+    fn receiving(&mut self) -> &mut Receiving {
+        &mut self.receiving
+    }
+
+    fn is_incomplete(&self) -> bool {
+        !matches!(self.reply, Reply::Ending(_))
     }
 }
 
@@ -578,12 +566,6 @@ impl Ledger {
         }
     }
 
-    fn note_due(&mut self, id: u64) {
-        if self.calls.get(&id).is_some_and(Entry::wants_credit) && !self.due.contains(&id) {
-            self.due.push(id);
-        }
-    }
-
     /// Checks a step against the state, and enters it.
     fn enter(&mut self, step: Step, intake: &Intake, given: &[u8]) -> Result<Meaning, Violation> {
         match step {
@@ -603,7 +585,7 @@ impl Ledger {
                 if self.calls.contains_key(&header.id) {
                     return Ok(Meaning::Body { header, body, rest });
                 }
-                self.receiving.release(body.len() as u64);
+                self.granted.connection.release(body.len() as u64);
                 Ok(Meaning::Nothing)
             }
         }
@@ -698,7 +680,7 @@ impl Ledger {
             return Err(Violation::EmptyData { id });
         }
         entry.receiving.charge(id, len)?;
-        self.receiving.charge(0, len)
+        self.granted.connection.charge(0, len)
     }
 
     fn enter_credit(&mut self, header: &Header) -> Result<(), Violation> {

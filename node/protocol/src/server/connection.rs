@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use crate::body::{Part, Rest, part, remaining, within};
 use crate::command::CommandError;
-use crate::credit::{Receiving, Sending};
+use crate::credit::{Granted, Incoming, Receiving, Sending};
 use crate::fields::bare;
 use crate::frame::{CallHead, CancelReason, Drain, Final, Problem, ReplyHead};
 use crate::header::{Header, Kind, LENGTH_UNKNOWN, Sender};
@@ -108,11 +108,9 @@ struct Ledger {
     /// Calls above this are not accepted any more.
     drained_at: Option<u64>,
     sending: Sending,
-    receiving: Receiving,
+    granted: Granted,
     /// Only the newest ping is answered, so that a flood of them costs nothing.
     pong: Option<u64>,
-    /// Calls whose credit is to be told.
-    due: Vec<u64>,
 }
 
 impl Connection {
@@ -121,14 +119,14 @@ impl Connection {
         let header = parked.skipped_header();
         let (open, untold) = parked.receiving;
         let window = parked.terms.connection_window;
+        let receiving = Receiving::restore(window, open, untold).unwrap_or_else(|| Receiving::new(window));
         let ledger = Ledger {
             calls: BTreeMap::new(),
             last: parked.last,
             drained_at: None,
             sending: Sending::new(parked.sending),
-            receiving: Receiving::restore(window, open, untold).unwrap_or_else(|| Receiving::new(window)),
+            granted: Granted::new(receiving),
             pong: None,
-            due: Vec::new(),
             terms: parked.terms,
         };
         let (body, padding) = (parked.skip.0 as usize, parked.skip.1 as usize);
@@ -202,7 +200,7 @@ impl Connection {
     pub fn received(&mut self, len: usize) -> Option<(u64, Part<'static>)> {
         let (header, body, rest) = self.intake.received(len).filter(|(_, body, _)| *body > 0)?;
         if !self.ledger.calls.contains_key(&header.id) {
-            self.ledger.receiving.release(body as u64);
+            self.ledger.granted.connection.release(body as u64);
             return None;
         }
         Some((header.id, part(&header, &[], rest)))
@@ -216,7 +214,7 @@ impl Connection {
     /// About how many bytes of memory the connection keeps besides itself: an entry for each call in flight, and a part of a head.
     pub fn kept_bytes(&self) -> usize {
         let entries = self.ledger.calls.len() * size_of::<(u64, Call)>();
-        self.intake.kept_bytes() + entries + self.ledger.due.capacity() * size_of::<u64>()
+        self.intake.kept_bytes() + entries + self.ledger.granted.kept_bytes()
     }
 
     /// How many body bytes of a reply may be sent in one frame now; 0 for a call that has ended.
@@ -228,21 +226,13 @@ impl Connection {
 
     /// `len` bytes of parts of call `id` are dealt with. Every byte of every part is to be counted, ended call or not.
     pub fn consumed(&mut self, id: u64, len: usize) {
-        let len = len as u64;
-        self.ledger.receiving.release(len);
-        if let Some(call) = self.ledger.calls.get_mut(&id) {
-            call.receiving.release(len);
-            self.ledger.note_due(id);
-        }
+        self.ledger.granted.consumed(&mut self.ledger.calls, id, len);
     }
 
     /// Lets the client send `len` more bytes of call `id` at once, on both windows: for a large input whose place is ready. Less where a
     /// window would go over its limit.
     pub fn grant(&mut self, id: u64, len: u64) {
-        let Some(call) = self.ledger.calls.get_mut(&id) else { return };
-        let granted = call.receiving.grant(len);
-        self.ledger.receiving.grant(granted);
-        self.ledger.note_due(id);
+        self.ledger.granted.grant(&mut self.ledger.calls, id, len);
     }
 
     /// Appends what the connection has to say by itself: the answer to a ping, and credit. Call it before waiting.
@@ -251,15 +241,7 @@ impl Connection {
         if let Some(value) = ledger.pong.take() {
             bare(Header { c: value, ..Header::new(Kind::Pong, 0) }, out);
         }
-        if ledger.receiving.is_due() {
-            bare(Header { a: ledger.receiving.tell(), ..Header::new(Kind::Credit, 0) }, out);
-        }
-        for id in ledger.due.drain(..) {
-            let Some(call) = ledger.calls.get_mut(&id) else { continue };
-            if !call.request_ended && call.receiving.is_due() {
-                bare(Header { a: call.receiving.tell(), ..Header::new(Kind::Credit, id) }, out);
-            }
-        }
+        ledger.granted.tell(&mut ledger.calls, out);
     }
 
     /// Appends the beginning of a reply; with `end` the `body_len` bytes are all of it, and the call has ended.
@@ -360,7 +342,7 @@ impl Connection {
             return None;
         }
         // Whoever held bytes of bodies goes now, and what is skipped is skipped uncounted.
-        self.ledger.receiving.release(u64::MAX);
+        self.ledger.granted.connection.release(u64::MAX);
         self.control(out);
         let (body, padding) = self.intake.unread().map_or((0, 0), |(_, body, padding)| (body, padding));
         let narrow = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
@@ -368,10 +350,20 @@ impl Connection {
             terms: self.ledger.terms.clone(),
             last: self.ledger.last,
             sending: self.ledger.sending.open(),
-            receiving: (self.ledger.receiving.open(), self.ledger.receiving.untold()),
+            receiving: (self.ledger.granted.connection.open(), self.ledger.granted.connection.untold()),
             skip: (narrow(body), narrow(padding)),
         };
         Some((parked, self.intake.leftover().to_vec()))
+    }
+}
+
+impl Incoming for Call {
+    fn receiving(&mut self) -> &mut Receiving {
+        &mut self.receiving
+    }
+
+    fn is_incomplete(&self) -> bool {
+        !self.request_ended
     }
 }
 
@@ -383,14 +375,14 @@ impl Ledger {
                 if self.calls.contains_key(&header.id) {
                     return Ok(Meaning::Body { header, body, rest });
                 }
-                self.receiving.release(body.len() as u64);
+                self.granted.connection.release(body.len() as u64);
                 Ok(Meaning::Nothing)
             }
             Step::Frame { header, head, body, rest } => {
                 if self.enter_frame(&header)? {
                     return Ok(Meaning::Frame { header, head, body, rest });
                 }
-                self.receiving.release(body.len() as u64);
+                self.granted.connection.release(body.len() as u64);
                 Ok(Meaning::Nothing)
             }
         }
@@ -424,7 +416,7 @@ impl Ledger {
             return Err(Violation::IdNotIncreasing { id, last: self.last });
         }
         self.last = id;
-        self.receiving.charge(0, len)?;
+        self.granted.connection.charge(0, len)?;
         if self.drained_at.is_some() {
             // Sent before the client saw the DRAIN, which tells it that this call was not accepted.
             return Ok(false);
@@ -451,7 +443,7 @@ impl Ledger {
         if len == 0 && !header.is_end() {
             return Err(Violation::EmptyData { id });
         }
-        self.receiving.charge(0, len)?;
+        self.granted.connection.charge(0, len)?;
         // What was sent before the client saw the end of the call, or the DRAIN.
         let Some(call) = self.calls.get_mut(&id) else { return Ok(false) };
         if call.request_ended {
@@ -482,13 +474,6 @@ impl Ledger {
     fn must_have_come(&self, header: &Header) -> Result<(), Violation> {
         let (kind, id) = (header.kind, header.id);
         if id > self.last { Err(Violation::UnknownCall { kind, id }) } else { Ok(()) }
-    }
-
-    fn note_due(&mut self, id: u64) {
-        let due = self.calls.get(&id).is_some_and(|call| !call.request_ended && call.receiving.is_due());
-        if due && !self.due.contains(&id) {
-            self.due.push(id);
-        }
     }
 
     fn sent(&mut self, id: u64, len: u32, end: bool) {

@@ -1,6 +1,6 @@
 //! A runner as a plain process, and the agent's end of its socket.
 //!
-//! The runner is this test binary, started again: its standard input is the socket, and the test named `runner_process` serves.
+//! The runner is this test binary, started again: its standard input is the socket, and [`runner_process`] serves.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub(crate) mod state;
@@ -21,12 +21,23 @@ use denizen_wire::{
 pub(crate) use state::{Files, State};
 
 /// Set for the process that is to be a runner.
-pub(crate) const ROLE: &str = "DENIZEN_TEST_RUNNER";
+const ROLE: &str = "DENIZEN_TEST_RUNNER";
 const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const BODY_LIMIT: u64 = 8 << 20;
 pub(crate) const REPLY_LIMIT: u64 = 8 << 20;
 /// Of the smallest segments.
 pub(crate) const SEGMENT_BYTES: u64 = 64 << 10;
+
+/// Not a test: what the others start as a process of its own.
+#[test]
+fn runner_process() {
+    if std::env::var_os(ROLE).is_none() {
+        return;
+    }
+    let control = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let code = denizen_runner::serve_unconfined(control);
+    std::process::exit(if code == std::process::ExitCode::SUCCESS { 0 } else { 1 });
+}
 
 /// Builds the C plugin with more flags for the compiler.
 pub(crate) fn build_plugin(to: &Path, flags: &[&str]) {
@@ -152,7 +163,7 @@ impl Agent {
     pub(crate) fn spawn_with(environment: &[(&str, &Path)]) -> Agent {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "runner_process", "--nocapture", "--test-threads=1"])
+            .args(["--exact", "harness::runner_process", "--nocapture", "--test-threads=1"])
             .env(ROLE, "1")
             .envs(environment.iter().copied())
             .stdin(OwnedFd::from(theirs))

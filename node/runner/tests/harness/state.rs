@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use denizen_engine::storage::FileSegment;
+use denizen_engine::storage::{FileSegment, segment_file, segment_ids};
 
 use super::{Agent, compile};
 
@@ -36,20 +36,11 @@ impl State {
 
 impl Files {
     pub(crate) fn path_of(&self, id: u64) -> PathBuf {
-        self.path.join(format!("segment-{id:016x}.log"))
+        segment_file(&self.path, id)
     }
 
     pub(crate) fn ids(&self) -> Vec<u64> {
-        let mut ids: Vec<u64> = std::fs::read_dir(&self.path)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter_map(|name| {
-                let id = name.strip_prefix("segment-")?.strip_suffix(".log")?;
-                u64::from_str_radix(id, 16).ok()
-            })
-            .collect();
-        ids.sort_unstable();
-        ids
+        segment_ids(&self.path).unwrap()
     }
 
     /// Of all segments.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use denizen_engine::storage::{FileSegment, Segment, Storage};
+pub(super) use denizen_engine::storage::{segment_file as file, segment_ids as ids};
 use denizen_sched::Epoch;
 use rustix::fs::FlockOperation;
 
@@ -44,23 +45,6 @@ pub(super) fn before_recovery(ids: &[u64]) -> u64 {
 /// Whether `id` can still be one of the term's own segments.
 pub(super) const fn is_own(epoch: Epoch, id: u64) -> bool {
     id > before_first(epoch) && id < before_copies(epoch)
-}
-
-/// The file of a segment.
-pub(super) fn file(folder: &Path, id: u64) -> PathBuf {
-    folder.join(format!("segment-{id:016x}.log"))
-}
-
-/// The numbers of the segments in a folder, in order. What has another name is none.
-pub(super) fn ids(folder: &Path) -> io::Result<Vec<u64>> {
-    let mut ids = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let name = entry?.file_name();
-        let id = name.to_str().and_then(|name| name.strip_prefix("segment-")?.strip_suffix(".log"));
-        ids.extend(id.filter(|id| id.len() == 16).and_then(|id| u64::from_str_radix(id, 16).ok()));
-    }
-    ids.sort_unstable();
-    Ok(ids)
 }
 
 /// All segments of a folder, to be read only.
@@ -124,7 +108,7 @@ impl Storage for Copying {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let path = file(&self.folder, id);
         let writable = stock::create(&path)?;
-        stock::allocate(&writable, self.bytes.max(min_bytes).next_multiple_of(4096))?;
+        FileSegment::reserve(&writable, self.bytes.max(min_bytes).next_multiple_of(4096))?;
         Ok(Some(Arc::new(FileSegment::new(id, Some(writable), File::open(path)?)?)))
     }
 

@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
+use denizen_engine::storage::FileSegment;
 use denizen_sched::Epoch;
 use denizen_wire::SpareRefusal;
 use rustix::fs::FlockOperation;
@@ -171,7 +172,7 @@ impl Shelf {
         let path = folder::file(&self.folder, id);
         let fresh = bytes > SEGMENT_BYTES || !self.stock.take(&path);
         if fresh {
-            let made = stock::create(&path).and_then(|file| stock::allocate(&file, bytes));
+            let made = stock::create(&path).and_then(|file| FileSegment::reserve(&file, bytes));
             made.inspect_err(|_| drop(std::fs::remove_file(&path)))?;
         }
         let opened = Handed::open(&self.folder, id);

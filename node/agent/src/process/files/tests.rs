@@ -1,8 +1,8 @@
 //! Every step of the order in [`super`] with a crash behind it, on real folders and with the real engine.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use denizen_engine::storage::{Directory, Handed as Store, Segment};
+use denizen_engine::storage::{Directory, FileSegment, Segment, Storage};
 use denizen_engine::{Access, Durability, Engine, Options};
 
 use std::os::unix::fs::MetadataExt;
@@ -63,16 +63,35 @@ fn whose(born: u64) -> Whose {
     Whose { app: "app".to_owned(), process: "process".to_owned(), born: Epoch::new(born) }
 }
 
+/// The segments that a runner was handed, and it asks for no more.
+#[derive(Debug)]
+struct Given {
+    log: Vec<Arc<dyn Segment>>,
+    spare: Mutex<Option<Arc<dyn Segment>>>,
+}
+
+impl Storage for Given {
+    fn segments(&self) -> io::Result<Vec<Arc<dyn Segment>>> {
+        Ok(self.log.clone())
+    }
+
+    fn take_spare(&self, min_bytes: u64) -> io::Result<Option<Arc<dyn Segment>>> {
+        Ok(self.spare.lock().unwrap().take_if(|spare| spare.capacity() >= min_bytes))
+    }
+
+    fn request_spare(&self, _: u64) {}
+
+    fn retire(&self, _: u64) {}
+}
+
 /// As a runner does.
 fn engine(opened: Opened, whose: &Whose) -> Result<Engine, StateError> {
     let segment = |handed: Handed| {
         let Handed { id, writable, read_only, .. } = handed;
-        let segment = denizen_engine::storage::FileSegment::new(id, Some(writable), read_only);
-        Arc::new(segment.unwrap()) as Arc<dyn Segment>
+        Arc::new(FileSegment::new(id, Some(writable), read_only).unwrap()) as Arc<dyn Segment>
     };
-    let storage =
-        Store::new(opened.log.into_iter().map(segment).collect(), Box::new(|_| {}), Box::new(|_| {}));
-    storage.push_spare(segment(opened.spare));
+    let spare = Mutex::new(Some(segment(opened.spare)));
+    let storage = Given { log: opened.log.into_iter().map(segment).collect(), spare };
     Engine::open(Arc::new(storage), Options::new(whose.lineage(), QUOTA)).map(|(engine, _)| engine)
 }
 
