@@ -13,7 +13,7 @@ use ureq::{
 
 use crate::{
     error::ClientError,
-    node::{InputFailed, Node},
+    node::{InputReader, Node},
 };
 
 /// From this size on the node is asked first: one that refuses says so before megabytes are sent in vain.
@@ -156,17 +156,5 @@ fn with_length(request: Builder, len_bytes: Option<u64>) -> Builder {
         request.header("Expect", "100-continue")
     } else {
         request
-    }
-}
-
-/// Tells errors of the input from those of the transport.
-struct InputReader<'a>(&'a mut dyn Read);
-
-impl Read for InputReader<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buf).map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => error,
-            _ => InputFailed::mark(error),
-        })
     }
 }

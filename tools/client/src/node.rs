@@ -207,13 +207,14 @@ impl Node {
         let status = response.status().as_u16();
         match response.into_body().into_with_config().limit(CONTROL_REPLY_MAX_BYTES).read_to_vec() {
             Ok(bytes) => ClientError::Problem(Box::new(Problem::from_reply(status, &bytes))),
-            Err(error) => self.broke_off("reading the error", error),
+            Err(error) => self.broke_off("reading the error", error.into_io()),
         }
     }
 
     pub(crate) fn json<T: DeserializeOwned>(&self, response: Response<Body>) -> Result<T, ClientError> {
         let body = response.into_body().into_with_config().limit(CONTROL_REPLY_MAX_BYTES);
-        let bytes = body.read_to_vec().map_err(|error| self.broke_off("reading the answer", error))?;
+        let bytes =
+            body.read_to_vec().map_err(|error| self.broke_off("reading the answer", error.into_io()))?;
         serde_json::from_slice(&bytes).map_err(|error| self.nonsense(error.to_string()))
     }
 
@@ -221,8 +222,9 @@ impl Node {
         ClientError::Nonsense { address: self.address.clone(), what }
     }
 
-    fn broke_off(&self, doing: &'static str, error: ureq::Error) -> ClientError {
-        ClientError::BrokeOff { address: self.address.clone(), doing, source: error.into_io() }
+    /// The exchange with this node ended too early: what is to be said where a reply that it streams breaks off.
+    pub fn broke_off(&self, doing: &'static str, source: io::Error) -> ClientError {
+        ClientError::BrokeOff { address: self.address.clone(), doing, source }
     }
 
     fn transport_error(&self, error: ureq::Error) -> ClientError {
@@ -237,7 +239,7 @@ impl Node {
             }
             ureq::Error::Io(ref io) if is_refusal(io) => self.unreachable(error),
             ureq::Error::Protocol(error) => self.nonsense(error.to_string()),
-            other => self.broke_off("sending the request", other),
+            other => self.broke_off("sending the request", other.into_io()),
         }
     }
 
@@ -271,10 +273,10 @@ fn is_refusal(error: &io::Error) -> bool {
 /// Marks an I/O error as the input's, on its way through the transport, which knows only its own.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct InputFailed(io::Error);
+struct InputFailed(io::Error);
 
 impl InputFailed {
-    pub(crate) fn mark(error: io::Error) -> io::Error {
+    fn mark(error: io::Error) -> io::Error {
         io::Error::other(InputFailed(error))
     }
 
@@ -287,5 +289,17 @@ impl InputFailed {
             Ok(InputFailed(inner)) => inner,
             Err(error) => error,
         }
+    }
+}
+
+/// Tells errors of the input from those of the transport.
+pub(crate) struct InputReader<'a>(pub(crate) &'a mut dyn Read);
+
+impl Read for InputReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => error,
+            _ => InputFailed::mark(error),
+        })
     }
 }

@@ -13,7 +13,7 @@ use ureq::{
 
 use crate::{
     error::ClientError,
-    node::{InputFailed, Node},
+    node::{InputReader, Node},
     path,
 };
 
@@ -132,11 +132,7 @@ impl Node {
             (number("denizen-fingerprint")?, number("denizen-version")?, number("denizen-time-ms")?);
         let mut value = Vec::new();
         let read = response.into_body().into_reader().read_to_end(&mut value);
-        read.map_err(|source| ClientError::BrokeOff {
-            address: self.address().to_owned(),
-            doing: "reading the object",
-            source,
-        })?;
+        read.map_err(|source| self.broke_off("reading the object", source))?;
         let (key, bytes) = (key.to_vec(), value.len() as u64);
         Ok(Object { info: ObjectInfo { key, bytes, fingerprint, version, time_ms }, value })
     }
@@ -179,7 +175,7 @@ impl Node {
             .request("POST", &["v1", "apps", app, "processes", process, "import"])
             .header("Content-Type", "application/octet-stream")
             .header("Expect", "100-continue");
-        let mut archive = Marked(archive);
+        let mut archive = InputReader(archive);
         self.json(self.send(request, SendBody::from_reader(&mut archive))?)
     }
 
@@ -193,18 +189,6 @@ impl Node {
     fn number(&self, response: &Response<Body>, name: &str) -> Result<u64, ClientError> {
         let read = |headers: &HeaderMap| headers.get(name)?.to_str().ok()?.parse().ok();
         read(response.headers()).ok_or_else(|| self.nonsense(format!("the header {name} is missing")))
-    }
-}
-
-/// Tells errors of the archive from those of the transport.
-struct Marked<'a>(&'a mut dyn Read);
-
-impl Read for Marked<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buf).map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => error,
-            _ => InputFailed::mark(error),
-        })
     }
 }
 

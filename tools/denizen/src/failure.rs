@@ -88,6 +88,14 @@ impl Failure {
         self
     }
 
+    /// Adds an error of the node's own as what happened and what to do.
+    #[must_use]
+    pub(crate) fn told_by(self, error: &dyn Error) -> Failure {
+        let text = chain(error);
+        let (what, remedy) = parted(&text);
+        Failure { remedy: remedy.map(str::to_owned), ..self.detail(what) }
+    }
+
     /// Adds what exactly happened.
     #[must_use]
     pub(crate) fn detail(mut self, text: impl Into<String>) -> Failure {
@@ -220,6 +228,14 @@ fn as_spoken(remedy: &str) -> String {
     }
 }
 
+/// What happened and what to do: the node's own errors carry their remedy at the end of the sentence.
+pub(crate) fn parted(text: &str) -> (&str, Option<&str>) {
+    match text.split_once("Remedy: ") {
+        Some((what, remedy)) => (what.trim_end(), Some(remedy)),
+        None => (text, None),
+    }
+}
+
 /// An error with its sources, each told once: libraries differ in whether an error repeats its source.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -254,6 +270,14 @@ mod tests {
         let text = failure.to_text(Paint::PLAIN);
         assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
         assert_eq!(text.lines().count(), 5, "{text:?}");
+    }
+
+    #[test]
+    fn what_the_node_says_is_parted_from_its_remedy() {
+        let failure = Failure::host("no").told_by(&std::io::Error::other("it is full. Remedy: make room"));
+        let expected = "error: no\n  it is full.\n  fault   the host's\n  remedy  make room\n";
+        assert_eq!(failure.to_text(Paint::PLAIN), expected);
+        assert_eq!(super::parted("it is full"), ("it is full", None));
     }
 
     #[test]

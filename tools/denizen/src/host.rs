@@ -7,11 +7,7 @@ use denizen_client::Node;
 use denizen_sched::{Config, Scheduler};
 use tracing_subscriber::{EnvFilter, fmt::time::uptime};
 
-use crate::{
-    failure::{Failure, chain},
-    settings::Settings,
-    terminal::Terminal,
-};
+use crate::{failure::Failure, settings::Settings, terminal::Terminal};
 
 /// A running node.
 pub(crate) struct Host {
@@ -71,12 +67,6 @@ impl Host {
     }
 }
 
-/// The node's errors carry their remedy at the end of the sentence.
 fn refused(error: &dyn Error) -> Failure {
-    let text = chain(error);
-    let failure = Failure::host("the node cannot start");
-    match text.split_once("Remedy: ") {
-        Some((what, remedy)) => failure.detail(what.trim_end()).remedy(remedy),
-        None => failure.detail(text),
-    }
+    Failure::host("the node cannot start").told_by(error)
 }

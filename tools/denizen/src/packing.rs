@@ -123,10 +123,9 @@ impl Packed {
                 .because(error)
                 .remedy("choose another place with --output")
         };
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new()
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-            .tempfile_in(dir)
+            .tempfile_in(place::folder_of(path))
             .map_err(|error| unwritable(&error))?;
         self.rewind()?;
         std::io::copy(&mut self.archive, &mut file).map_err(|error| unwritable(&error))?;

@@ -98,6 +98,11 @@ pub(crate) fn this_command_on(named_dir: Option<&Path>) -> String {
     named_dir.map_or_else(|| me.clone(), |dir| format!("{me} --dir {}", as_typed(dir)))
 }
 
+/// The directory that `path` lies in, or would.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// A path as a shell takes it for one word.
 pub(crate) fn as_typed(path: &Path) -> String {
     let text = path.display().to_string();

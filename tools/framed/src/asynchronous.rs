@@ -221,28 +221,26 @@ impl Shared {
     ) -> Poll<Result<(), Error>> {
         match &self.exchange {
             // A DRAIN leaves no room, and none will come.
-            Some(exchange) if exchange.drain().is_some() => Poll::Ready(Err(self.ended(Retry::Safe))),
+            Some(exchange) if exchange.drain().is_some() => Poll::Ready(Err(self.closed())),
             Some(exchange) if exchange.is_accepted() && is_enough(exchange) => Poll::Ready(Ok(())),
             Some(_) => {
                 self.crowd.push(context.waker().clone());
                 Poll::Pending
             }
-            None => Poll::Ready(Err(self.ended(Retry::Safe))),
+            None => Poll::Ready(Err(self.closed())),
         }
     }
 
     /// Why there is no connection, for a call that was not sent.
-    fn ended(&self, retry: Retry) -> Error {
-        let gone = || {
-            let source = io::Error::new(io::ErrorKind::NotConnected, "the connection takes no more calls");
-            Error::Lost { address: self.address.clone(), retry, source: Arc::new(source) }
-        };
-        match &self.over {
-            // A refusal says by itself whether the same would be refused again.
-            Some(error @ Error::Problem(_)) => error.clone(),
-            Some(error) => error.for_call(retry),
-            None => gone(),
-        }
+    fn closed(&self) -> Error {
+        self.over.as_ref().map_or_else(
+            || {
+                let source =
+                    io::Error::new(io::ErrorKind::NotConnected, "the connection takes no more calls");
+                Error::Lost { address: self.address.clone(), retry: Retry::Safe, source: Arc::new(source) }
+            },
+            Error::for_unsent,
+        )
     }
 
     /// Hands out what has ended, and wakes those for whom something has happened.

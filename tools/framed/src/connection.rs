@@ -358,9 +358,7 @@ impl Connection {
 
     /// Nothing that has not been sent will be.
     fn give_up(&mut self, why: &Error) {
-        let error = why.for_call(Retry::Safe);
-        // A refusal says by itself whether the same would be refused again.
-        let error = if matches!(why, Error::Problem(_)) { why.clone() } else { error };
+        let error = why.for_unsent();
         for ticket in std::mem::take(&mut self.calls).into_keys() {
             self.ended.insert(ticket, Err(error.clone()));
         }

@@ -142,6 +142,15 @@ impl Error {
         Some(words.to_owned())
     }
 
+    /// The same cause for a call that was not sent.
+    pub(crate) fn for_unsent(&self) -> Error {
+        match self {
+            // A refusal says by itself whether the same would be refused again.
+            Error::Problem(_) => self.clone(),
+            _ => self.for_call(Retry::Safe),
+        }
+    }
+
     /// The same cause for a call of which that much is known.
     pub(crate) fn for_call(&self, retry: Retry) -> Error {
         let mut error = self.clone();

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use denizen_client::{Call, ClientError, Input, Node, ReplyHead};
+use denizen_client::{Call, Input, Node, ReplyHead};
 use denizen_image::build::Profile;
 use serde_json::{Value, json};
 
@@ -198,11 +198,8 @@ impl Demo<'_> {
         let started = Instant::now();
         let mut reply = self.node.call(&call, Input::Bytes(input.as_bytes()))?;
         let mut text = String::new();
-        reply.read_to_string(&mut text).map_err(|source| ClientError::BrokeOff {
-            address: self.node.address().to_owned(),
-            doing: "reading the reply",
-            source,
-        })?;
+        let read = reply.read_to_string(&mut text);
+        read.map_err(|source| self.node.broke_off("reading the reply", source))?;
         Ok(Answer { text, head: reply.head.clone(), took: started.elapsed() })
     }
 

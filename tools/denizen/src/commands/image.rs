@@ -248,7 +248,7 @@ fn plain(value: &Value) -> String {
 
 /// The image in the node's store whose id begins with `beginning`, if exactly one does.
 fn stored(everywhere: &Everywhere, beginning: &str) -> Result<Option<Image>, Failure> {
-    if beginning.len() < 4 || !beginning.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    if !removal::is_beginning(beginning) {
         return Ok(None);
     }
     let mut found = store(everywhere)?.list()?;

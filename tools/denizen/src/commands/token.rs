@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{
     cli::{self, Everywhere},
-    failure::Failure,
+    failure::{Failure, parted},
     place,
     terminal::{Cell, Paint, Table, Terminal},
     units,
@@ -28,15 +28,15 @@ pub(crate) fn run(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::Tok
 }
 
 fn issue(terminal: &Terminal, keys: &Keys, typed: &cli::TokenIssue) -> Result<(), Failure> {
-    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     // A time below a second would leave none.
     let ttl_s = typed.ttl.as_secs().max(1);
+    let (not_before_s, expires_s) = holds_for(ttl_s);
     let claims = Claims {
         app: typed.app.clone(),
         process: typed.process.clone(),
         functions: (!typed.functions.is_empty()).then(|| typed.functions.clone()),
-        not_before_s: now_s.saturating_sub(LEEWAY_S),
-        expires_s: now_s.saturating_add(ttl_s),
+        not_before_s,
+        expires_s,
     };
     let text = token::to_text(&keys.issue(&claims).map_err(refused)?);
     if terminal.json {
@@ -53,6 +53,12 @@ fn issue(terminal: &Terminal, keys: &Keys, typed: &cli::TokenIssue) -> Result<()
     let said = format!("holds for {how_long}: {what} of {whose} of {}", claims.app);
     terminal.say(terminal.err.dim(&said));
     Ok(())
+}
+
+/// From when and until when a token holds that is to hold for `ttl_s` from now on, in seconds since 1970.
+pub(super) fn holds_for(ttl_s: u64) -> (u64, u64) {
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    (now_s.saturating_sub(LEEWAY_S), now_s.saturating_add(ttl_s))
 }
 
 fn list(terminal: &Terminal, keys: &Keys) -> Result<(), Failure> {
@@ -91,15 +97,15 @@ fn rotate(terminal: &Terminal, keys: &Keys, revoke: bool) -> Result<(), Failure>
     Ok(())
 }
 
-/// The errors carry their remedy at the end of the sentence.
 fn refused(error: KeysError) -> Failure {
     let text = error.to_string();
-    let failure = |what: &str| match error {
+    let (what, remedy) = parted(&text);
+    let failure = match error {
         KeysError::Missing(_) | KeysError::Claims(_) | KeysError::Ring(_) => Failure::usage(what),
         _ => Failure::host(what),
     };
-    match text.split_once("Remedy: ") {
-        Some((what, remedy)) => failure(what.trim_end()).remedy(remedy),
-        None => failure(&text),
+    match remedy {
+        Some(remedy) => failure.remedy(remedy),
+        None => failure,
     }
 }

@@ -1,6 +1,6 @@
 //! `denizen dev` beside an editor: build, change, rebuild, without losing state. And `denizen new`.
 
-use crate::node::{DENIZEN, Node, PATIENCE, Start, text};
+use crate::node::{DENIZEN, Node, PATIENCE, Start, await_within, text};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -70,16 +70,15 @@ fn a_new_package_runs_and_changes_without_losing_its_state() {
     assert_eq!(node.call("hello", "p", "count", b"").body(), "32");
 
     // Each change made an image: the one that runs and the one before it stay.
-    let until = Instant::now() + PATIENCE;
-    loop {
+    let names = || -> Vec<String> {
         let names = std::fs::read_dir(node.dir().join("images")).unwrap().flatten();
-        let names: Vec<_> = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-        if names.len() == 2 && names.contains(&second) && names.contains(&third) {
-            break;
-        }
-        assert!(Instant::now() < until, "{names:?}\n{}", node.said());
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+        names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    let only_these = || {
+        let names = names();
+        names.len() == 2 && names.contains(&second) && names.contains(&third)
+    };
+    await_within(PATIENCE, only_these, || format!("{:?}\n{}", names(), node.said()));
 }
 
 const FROM_VERSION_1: &str = r#"

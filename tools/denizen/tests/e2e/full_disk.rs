@@ -1,11 +1,10 @@
 //! A disk that is full: the caller is told so, nothing that was committed is lost, what needs no room works on, and with room
 //! again everything does.
 
-use crate::node::{DENIZEN, Node, PATIENCE, Start, faulty_image, text};
+use crate::node::{DENIZEN, Node, PATIENCE, Start, await_within, faulty_image, text};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::Instant;
 
 /// A small disk that only its nodes see: a tmpfs in a mount namespace, which a program that sleeps keeps alive.
 struct Disk {
@@ -31,11 +30,8 @@ impl Disk {
             .spawn()
             .unwrap();
         let disk = Self { holder, mount_point };
-        let until = Instant::now() + PATIENCE;
-        while !disk.path().join("mounted").exists() {
-            assert!(Instant::now() < until, "no tmpfs can be mounted");
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        let is_mounted = || disk.path().join("mounted").exists();
+        await_within(PATIENCE, is_mounted, || "no tmpfs can be mounted".to_owned());
         disk
     }
 

@@ -1,7 +1,7 @@
 //! Images that nothing needs any more go, and no other.
 
 use crate::bad_images::c_plugin;
-use crate::node::{Node, Start, c_image, text};
+use crate::node::{Node, PATIENCE, Start, await_within, c_image, text};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -112,9 +112,5 @@ fn an_image_that_was_refused_is_not_kept() {
     let dies = c_plugin("__attribute__((constructor)) static void die(void) { abort(); }", "DZ_ABI_VERSION");
     let refused = node.denizen(&["image", "deploy", c_image("dies", &dies).to_str().unwrap()]);
     assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));
-    let until = std::time::Instant::now() + crate::node::PATIENCE;
-    while stored(&node) != [kept.clone()] {
-        assert!(std::time::Instant::now() < until, "{:?}", stored(&node));
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    await_within(PATIENCE, || stored(&node) == [kept.clone()], || format!("{:?}", stored(&node)));
 }

@@ -1,6 +1,6 @@
 //! Swap, restart, crash: where a process's state is at each moment, and that it is never lost.
 
-use crate::node::{DENIZEN, Node, PATIENCE, Start, agent, compile_c, faulty_image, is_alive};
+use crate::node::{DENIZEN, Node, PATIENCE, Start, agent, await_within, compile_c, faulty_image, is_alive};
 use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -82,11 +82,8 @@ fn a_killed_node_leaves_no_sandbox_and_loses_no_commit() {
         let pid = node.process("faulty", "p")["pid"].as_u64().unwrap();
         assert!(is_alive(pid));
         node.kill();
-        let until = Instant::now() + Duration::from_secs(5);
-        while is_alive(pid) {
-            assert!(Instant::now() < until, "the sandbox outlives its killed node");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let outlives = || "the sandbox outlives its killed node".to_owned();
+        await_within(Duration::from_secs(5), || !is_alive(pid), outlives);
     }
 }
 
@@ -219,11 +216,7 @@ fn a_killed_sandbox_comes_back_with_its_last_commit() {
     node.call("faulty", "p", "count", b"");
     let pid = node.process("faulty", "p")["pid"].as_u64().unwrap();
     crate::node::signal(u32::try_from(pid).unwrap(), rustix::process::Signal::KILL);
-    let until = Instant::now() + PATIENCE;
-    while is_alive(pid) {
-        assert!(Instant::now() < until);
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    await_within(PATIENCE, || !is_alive(pid), || "the killed sandbox lives on".to_owned());
     // The call may meet the corpse or the successor; what it may not do is lose the count.
     let reply = (0..100)
         .map(|_| node.call("faulty", "p", "count", b""))

@@ -161,11 +161,8 @@ impl Node {
     }
     /// Waits until it has said each of these: what it prints comes after it can be reached.
     pub(crate) fn await_said(&self, words: &[&str]) {
-        let until = Instant::now() + PATIENCE * 2;
-        while !words.iter().all(|word| self.said().contains(word)) {
-            assert!(Instant::now() < until, "{words:?} was not said:\n{}", self.said());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let all_said = || words.iter().all(|word| self.said().contains(word));
+        await_within(PATIENCE * 2, all_said, || format!("{words:?} was not said:\n{}", self.said()));
     }
     pub(crate) fn token(&self) -> String {
         std::fs::read_to_string(self.dir.join("token")).expect("the node's token").trim().to_owned()
@@ -280,6 +277,15 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Waits until it `is_so`, and fails with what `otherwise` says if it is not within this time.
+pub(crate) fn await_within(patience: Duration, is_so: impl Fn() -> bool, otherwise: impl Fn() -> String) {
+    let until = Instant::now() + patience;
+    while !is_so() {
+        assert!(Instant::now() < until, "{}", otherwise());
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

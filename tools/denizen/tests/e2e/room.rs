@@ -1,6 +1,6 @@
 //! Room: which process a call gets that names none, and what happens when as many have a sandbox as may.
 
-use crate::node::{DENIZEN, Node, PATIENCE, Start, c_image, faulty_image};
+use crate::node::{DENIZEN, Node, PATIENCE, Start, await_within, c_image, faulty_image};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::TcpStream;
@@ -43,11 +43,7 @@ fn is_active(node: &Node, process: &str) -> bool {
 }
 
 fn await_that(node: &Node, is_so: impl Fn() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < until, "it does not come about:\n{}", node.said());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    await_within(PATIENCE, is_so, || format!("it does not come about:\n{}", node.said()));
 }
 
 fn quick(node: &Node, process: &str) -> u16 {
@@ -148,11 +144,8 @@ fn a_node_whose_processes_are_all_busy_says_so_until_one_is_not() {
     let calls = |process| node.process("room", process)["invocations"].as_u64().unwrap();
     await_that(&node, || calls("first") + calls("second") == 3);
     drop((busy, other));
-    let until = Instant::now() + PATIENCE;
-    while quick(&node, "third") != 200 {
-        assert!(Instant::now() < until, "there is room, and it is not used:\n{}", node.said());
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let unused = || format!("there is room, and it is not used:\n{}", node.said());
+    await_within(PATIENCE, || quick(&node, "third") == 200, unused);
     drop(unnamed);
     let expected = BTreeSet::from(["first", "second", "third"].map(str::to_owned));
     assert_eq!(BTreeSet::from_iter(processes(&node, "room")), expected);

@@ -13,6 +13,12 @@ use crate::{
 
 /// Digits that an image may be named by: fewer are a slip rather than a name.
 const FEWEST_DIGITS: usize = 4;
+
+/// Whether this can be the beginning of an id that names an image.
+pub(super) fn is_beginning(text: &str) -> bool {
+    text.len() >= FEWEST_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Digits of a whole id.
 const ALL_DIGITS: usize = 64;
 
@@ -37,7 +43,7 @@ fn meant(node: &Node, name: &str) -> Result<String, Failure> {
 }
 
 fn the_one(images: &[ImageSummary], beginning: &str) -> Result<String, Failure> {
-    if beginning.len() < FEWEST_DIGITS || !beginning.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    if !is_beginning(beginning) {
         return Err(Failure::usage(format!("`{beginning}` does not name an image")).remedy(format!(
             "write an id, or its first digits, {FEWEST_DIGITS} at least; `denizen image ls` lists them"
         )));

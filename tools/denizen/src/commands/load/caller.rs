@@ -6,7 +6,7 @@ use std::{
     io::{self, Read as _},
     sync::Arc,
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use denizen_agent::Keys;
@@ -17,14 +17,12 @@ use denizen_protocol::token::{self, Claims};
 use super::{schedule::Schedule, tally::Tally};
 use crate::{
     cli::{self, Everywhere},
-    commands::node,
+    commands::{node, token::holds_for},
     failure::{Failure, chain},
     place,
     target::Target,
 };
 
-/// Clocks are compared without leeway, so a token began a little while ago.
-const LEEWAY_S: u64 = 60;
 /// How much longer than the run its own token holds.
 const TOKEN_RESERVE_S: u64 = 3600;
 /// How often one that sleeps looks whether it is to stop.
@@ -111,13 +109,13 @@ fn framed_options(everywhere: &Everywhere, typed: &cli::Load, target: &Target) -
 
 /// Whoever may read the node's keys needs no token from anybody.
 fn own_token(keys: &Keys, typed: &cli::Load, target: &Target) -> Result<String, Failure> {
-    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (not_before_s, expires_s) = holds_for(typed.duration.as_secs() + TOKEN_RESERVE_S);
     let claims = Claims {
         app: target.app.clone(),
         process: target.process.clone(),
         functions: Some(vec![typed.function.clone()]),
-        not_before_s: now_s.saturating_sub(LEEWAY_S),
-        expires_s: now_s.saturating_add(typed.duration.as_secs() + TOKEN_RESERVE_S),
+        not_before_s,
+        expires_s,
     };
     Ok(token::to_text(&keys.issue(&claims).map_err(keyless)?))
 }
@@ -193,10 +191,7 @@ fn call_over_http(node: &Node, what: &What) -> Result<(), ClientError> {
             Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => {
-                let address = node.address().to_owned();
-                return Err(ClientError::BrokeOff { address, doing: "reading the reply", source });
-            }
+            Err(source) => return Err(node.broke_off("reading the reply", source)),
         }
     }
 }

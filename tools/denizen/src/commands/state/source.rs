@@ -14,13 +14,7 @@ use denizen_engine::{
 use denizen_sched::{Config, Scheduler};
 
 use super::{key::Key, transfer, types::Types};
-use crate::{
-    cli::Everywhere,
-    failure::{Failure, chain},
-    place,
-    target::ProcessTarget,
-    terminal::Terminal,
-};
+use crate::{cli::Everywhere, failure::Failure, place, target::ProcessTarget, terminal::Terminal};
 
 /// The objects of a process.
 pub(super) struct Source {
@@ -328,12 +322,7 @@ fn take(dir: &Path) -> Result<NodeAtRest, Failure> {
         return Err(ClientError::NoNode { dir: dir.to_owned() }.into());
     }
     let cannot = |error: &dyn std::error::Error| {
-        let text = chain(error);
-        let failure = Failure::host(format!("the state in {} cannot be had", dir.display()));
-        match text.split_once("Remedy: ") {
-            Some((what, remedy)) => failure.detail(what.trim_end()).remedy(remedy),
-            None => failure.detail(text),
-        }
+        Failure::host(format!("the state in {} cannot be had", dir.display())).told_by(error)
     };
     let locked = NodeDir::open(dir).map_err(|error| match error {
         DirError::Locked { .. } => cannot(&error).remedy("wait until it serves, or has ended, and try again"),

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     cli::{self, Everywhere, StateFormat},
     failure::Failure,
+    place,
     target::ProcessTarget,
     terminal::{Terminal, printable},
     units,
@@ -102,8 +103,8 @@ impl Output {
         let Some(path) = path.filter(|path| *path != Path::new("-")) else {
             return Ok(Output::Stdout(BufWriter::with_capacity(PIECE, io::stdout())));
         };
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let file = tempfile::NamedTempFile::new_in(folder).map_err(|error| cannot_write(path, &error))?;
+        let file = tempfile::NamedTempFile::new_in(place::folder_of(path));
+        let file = file.map_err(|error| cannot_write(path, &error))?;
         Ok(Output::File { path: path.to_owned(), file: BufWriter::with_capacity(PIECE, file) })
     }
 
