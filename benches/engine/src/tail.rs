@@ -50,6 +50,15 @@ impl Alias {
         self.at += len;
     }
 
+    /// As [`Alias::prepare`], with the pages brought into the page cache before, as one piece, by a write of zeros.
+    fn prepare_with_zeros(&mut self) {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        if self.ready < self.at + LARGE {
+            self.file.write_all_at(&ZEROS, self.ready as u64).unwrap();
+            self.prepare(ZEROS.len());
+        }
+    }
+
     /// Makes the pages of the next `step` bytes ready to be written when they are not.
     fn prepare(&mut self, step: usize) {
         while self.ready < self.at + step.min(64 << 10) && self.ready + step <= CAPACITY {
@@ -91,6 +100,7 @@ pub(crate) fn ways_to_write(plan: &Plan) {
     let each = begun.elapsed().as_secs_f64() * 1e9 / (CAPACITY / 4096) as f64;
     println!("populating ahead: {each:.0} ns per page");
     let mut batched = Alias::new(file(plan, "tail-batched"));
+    let mut zeroed = Alias::new(file(plan, "tail-zeroed"));
     for (len, n) in [(SMALL, plan.pick(50_000, 100)), (LARGE, plan.pick(5_000, 10))] {
         let contenders = vec![
             Contender::each("pwrite", || pwrite(len, false)),
@@ -98,6 +108,10 @@ pub(crate) fn ways_to_write(plan: &Plan) {
             Contender::each("populated 64 KiB ahead", || {
                 batched.prepare(64 << 10);
                 batched.append(len);
+            }),
+            Contender::each("64 KiB of zeros ahead", || {
+                zeroed.prepare_with_zeros();
+                zeroed.append(len);
             }),
             Contender::each("populated by somebody else", || ready.append(len)),
         ];

@@ -18,9 +18,10 @@ use crate::error::Operation;
 use crate::format::{Effect, PartKind, RECORD_LEN, checksum};
 use crate::index::Item;
 use crate::ledger::Trees;
-use crate::log::{Log, Out, Tracked};
+use crate::log::{Log, Tracked};
+use crate::out::{Content, Out};
 use crate::replay::{Found, Records};
-use crate::segment::Mapped;
+use crate::segment::{Mapped, read_value};
 
 /// Disk up to this many segments of the smallest size, or two as large as the newest, is never compacted.
 const FREE_SEGMENTS: u64 = 4;
@@ -240,12 +241,7 @@ fn is(item: &Item, slot: u32, part: &Found) -> bool {
 }
 
 fn load(victim: &Victim, part: Found, version: u64) -> Result<Loaded, StateError> {
-    let len = usize::try_from(part.head.value_len).unwrap_or(usize::MAX);
-    let mut value = Vec::new();
-    value.try_reserve_exact(len).map_err(|_| StateError::NoMemory { needed: len })?;
-    value.resize(len, 0);
-    let read = victim.mapped.segment.read_at(&mut value, part.value_at);
-    read.map_err(StateError::io(Operation::Read, victim.mapped.id()))?;
+    let value = read_value(&*victim.mapped.segment, part.value_at, part.head.value_len)?;
     let fits = checksum(&value) == part.head.value_crc;
     Ok(Loaded { part, version, value, fits })
 }
@@ -255,7 +251,7 @@ fn still_needed<'a>(log: &Log, trees: &Trees, victim: &Victim, loaded: &'a Loade
     let out = |time_ms: u64, validated: u32| Out {
         kind: part.head.kind,
         key: (&*part.key).into(),
-        value: &loaded.value,
+        value: Content::Bytes(&loaded.value),
         fingerprint: part.head.fingerprint,
         version: loaded.version,
         time_ms,

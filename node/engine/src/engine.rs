@@ -3,17 +3,18 @@
 //! The order of locks is: turn, compactor, log, published, group. A commit holds the log's lock from the check for conflicts to the
 //! publication; a sync holds none while it runs.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::compact::Compactor;
 use crate::error::{Damage, Operation};
-use crate::format::{Lineage, PartKind, RECORD_LEN};
+use crate::format::{Lineage, PartKind, RECORD_LEN, aligned};
 use crate::group::{Group, Role};
 use crate::index::Item;
-use crate::log::{Log, LogStart, Out, Placed, Tracked};
+use crate::log::{Log, LogStart, Placed, Tracked};
+use crate::out::Out;
 use crate::publish::Published;
-use crate::replay::replay;
+use crate::replay::{Source, replay};
 use crate::segment::{Mapped, Segments};
 use crate::state::{Base, Snapshot, State};
 use crate::storage::{Segment, Storage};
@@ -125,6 +126,8 @@ struct Shared {
     log: Mutex<Log>,
     published: Published<State>,
     group: Group<StateError>,
+    /// In bytes.
+    quota: AtomicU64,
 }
 
 impl Engine {
@@ -136,31 +139,19 @@ impl Engine {
     /// [`StateError::MissingSegment`], [`StateError::CommitsLost`], [`StateError::Io`]. A full disk is none.
     pub fn open(storage: Arc<dyn Storage>, options: Options) -> Result<(Engine, Recovery), StateError> {
         let present = storage.segments().map_err(StateError::io(Operation::Read, 0))?;
-        let replayed = replay(&present, Some(options.lineage))?;
+        let mut replayed = replay(&present, Some(options.lineage))?;
         if replayed.seq < options.durable_at_least {
             let (found, promised) = (replayed.seq, options.durable_at_least);
             return Err(StateError::CommitsLost { found, promised });
         }
         drop(present);
-        let mut segments = Segments::default();
-        let mut tracked = Vec::new();
+        let (tracked, empty) = take_up(std::mem::take(&mut replayed.sources), replayed.durable)?;
         let (blank, mut unlisted): (Vec<u64>, Vec<u64>) =
             replayed.unlisted.iter().partition(|id| replayed.blank.contains(id));
-        for (slot, source) in (0..).zip(replayed.sources) {
-            if source.listed.last_seq == source.listed.base_seq {
-                // Nothing is in it, and nobody knows whether its header is on the disk: the log does not build on it.
-                unlisted.push(source.listed.id);
-                continue;
-            }
-            if source.listed.last_seq > replayed.durable {
-                let synced = source.segment.sync();
-                synced.map_err(StateError::io(Operation::Sync, source.segment.id()))?;
-            }
-            let mapped = Arc::new(Mapped::new(source.segment)?);
-            segments.set(slot, mapped.clone());
-            tracked.push(Tracked { slot, begin: source.begin, listed: source.listed, mapped });
-        }
+        unlisted.extend(empty);
         blank.into_iter().for_each(|id| storage.retire(id));
+        let mut segments = Segments::default();
+        tracked.iter().for_each(|one| segments.set(one.slot, one.mapped.clone()));
         let recovery = Recovery { commit: replayed.seq, torn: replayed.torn, damaged: replayed.damaged };
         let live = replayed.ledger.live();
         let state = State { trees: replayed.trees, segments: Arc::new(segments), seq: replayed.seq, live };
@@ -179,6 +170,7 @@ impl Engine {
         unlisted.into_iter().for_each(|id| log.retire_after(replayed.seq + 1, id));
         storage.request_spare(log.spare_bytes());
         let shared = Shared {
+            quota: AtomicU64::new(options.quota_bytes),
             options,
             storage,
             turn: Turn::new(),
@@ -213,8 +205,18 @@ impl Engine {
         self.shared.turn.end(turn);
     }
 
+    pub(crate) fn clock_ms(&self) -> u64 {
+        (self.shared.options.clock)()
+    }
+
     pub(crate) fn quota(&self) -> u64 {
-        self.shared.options.quota_bytes
+        self.shared.quota.load(Ordering::Relaxed)
+    }
+
+    /// Lets live objects take so many bytes from now on, if that is more than before.
+    pub fn raise_quota(&self, bytes: u64) {
+        // Nothing else is read or written with it.
+        self.shared.quota.fetch_max(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn segment_sizes(&self) -> SegmentSizes {
@@ -287,8 +289,8 @@ impl Engine {
         log.append(outs, durable, time_ms)
     }
 
-    /// Makes pages ready that the next commits will be written to, at most about `max_bytes` of them (and never more than takes some ten
-    /// microseconds). A commit that finds none ready takes about two microseconds longer for each page that it begins. Does nothing
+    /// Makes pages ready that the next commits will be written to, at most about `max_bytes` of them (and never more than takes some
+    /// twenty microseconds). A commit that finds none ready takes about a microsecond longer for each page that it begins. Does nothing
     /// while commits are synced one by one. To be called when there is nothing else to do; [`Engine::compact_step`] does it too.
     pub fn prepare(&self, max_bytes: u64) {
         let unready = self.log().unready(max_bytes, (self.shared.options.clock)());
@@ -312,27 +314,15 @@ impl Engine {
     ) {
         let ledger = &mut log.ledger;
         let apply = |state: &mut State| {
-            let or = |own: u64, commit: u64| if own == 0 { commit } else { own };
             let mut value_at = placed.values_at;
             for (at, out) in outs.iter().enumerate() {
-                let len = out.value.len() as u64;
-                let mut item = Item {
-                    slot: placed.slot,
-                    at: Item::position(value_at),
-                    cell: ledger.next_cell(placed.slot),
-                    unread: false,
-                    len,
-                    version: or(out.version, placed.seq),
-                    fingerprint: out.fingerprint,
-                    time_ms: or(out.time_ms, placed.time_ms),
-                    value_crc: out.value_crc,
-                };
+                let mut item = placed.item(out, value_at, ledger.next_cell(placed.slot));
                 placed_item(at, &mut item);
                 if let (1.., Some(mapped)) = (out.validated, state.segments.get(placed.slot)) {
                     mapped.validated(&item).store(out.validated, Ordering::Relaxed);
                 }
                 ledger.apply(&mut state.trees, placed.slot, out.kind, &out.key, item);
-                value_at += crate::format::aligned(len);
+                value_at += aligned(out.value.len());
             }
             state.seq = placed.seq;
             state.live = ledger.live();
@@ -418,6 +408,24 @@ impl Engine {
         self.wait(placed.seq, Durability::Node)?;
         Ok(placed.seq)
     }
+}
+
+/// Maps what recovery found, and syncs what of it was not durable. Returns it, and the segments that are left out.
+fn take_up(sources: Vec<Source>, durable: u64) -> Result<(Vec<Tracked>, Vec<u64>), StateError> {
+    let mut tracked = Vec::new();
+    let mut empty = Vec::new();
+    for (slot, Source { segment, begin, listed }) in (0..).zip(sources) {
+        if listed.last_seq == listed.base_seq {
+            // Nothing is in it, and nobody knows whether its header is on the disk: the log does not build on it.
+            empty.push(listed.id);
+            continue;
+        }
+        if listed.last_seq > durable {
+            segment.sync().map_err(StateError::io(Operation::Sync, listed.id))?;
+        }
+        tracked.push(Tracked { slot, begin, listed, mapped: Arc::new(Mapped::new(segment)?) });
+    }
+    Ok((tracked, empty))
 }
 
 /// A sync that its holder carries out: sync every segment, then say how it went. Dropping it unsaid counts as a failure.

@@ -40,6 +40,14 @@ pub struct Damage {
     pub why: &'static str,
 }
 
+impl Damage {
+    /// A value at `offset` that its checksum does not vouch for.
+    pub(crate) fn of_value(segment: u64, offset: u64, key: &[u8]) -> Damage {
+        let why = "a value does not fit its checksum";
+        Damage { segment, offset, key: Some(ShownKey(key.to_vec())), why }
+    }
+}
+
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "segment {} is damaged at byte {} ({})", self.segment, self.offset, self.why)?;
@@ -225,6 +233,12 @@ impl StateError {
 
     pub(crate) fn damage(segment: u64, offset: u64, key: Option<&[u8]>, why: &'static str) -> StateError {
         let key = key.map(|key| ShownKey(key.to_vec()));
-        StateError::Corrupt(Box::new(Damage { segment, offset, key, why }))
+        Damage { segment, offset, key, why }.into()
+    }
+}
+
+impl From<Damage> for StateError {
+    fn from(damage: Damage) -> StateError {
+        StateError::Corrupt(Box::new(damage))
     }
 }

@@ -8,7 +8,6 @@
 //! No function writes this table, so its writer takes no turn and meets no conflict; that there is one at a time is the caller's
 //! business. Decoders take bytes that a sandbox wrote: they refuse, they never panic.
 
-use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use crate::engine::Engine;
@@ -77,6 +76,19 @@ impl FileEntry {
             FileKind::File { parts, .. } => parts,
         };
         parts.iter().copied().filter(|part| *part != HOLE)
+    }
+
+    /// Its parts in order, [`HOLE`] among them, each with its length in bytes.
+    pub fn pieces(&self) -> impl Iterator<Item = (u64, usize)> {
+        let (len, part_len, parts): (u64, u32, &[u64]) = match &self.kind {
+            FileKind::Directory => (0, 1, &[]),
+            FileKind::File { len, part_len, parts } => (*len, *part_len, parts),
+        };
+        let length_from = move |offset: u64| (len - offset.min(len)).min(u64::from(part_len));
+        (0_u64..).zip(parts).map(move |(at, part)| {
+            let left = length_from(at.saturating_mul(u64::from(part_len)));
+            (*part, usize::try_from(left).unwrap_or(0))
+        })
     }
 
     /// Its length in bytes; 0 for a directory.
@@ -236,6 +248,28 @@ impl Snapshot {
         entries.map(read).collect()
     }
 
+    /// What stands under a path; `None` if nothing does.
+    ///
+    /// # Errors
+    /// As [`Snapshot::get`].
+    pub fn file_entry(&self, path: &[u8]) -> Result<Option<FileEntry>, StateError> {
+        let key = entry_key(path);
+        let value = self.state.get(Table::Files, &key)?;
+        value.map(|value| whole(&key, FileEntry::decode(value.bytes))).transpose()
+    }
+
+    /// The bytes of one of [`FileEntry::pieces`]; `None` for a hole.
+    ///
+    /// # Errors
+    /// As [`Snapshot::get`], also where there is no such part.
+    pub fn file_piece(&self, (number, len): (u64, usize)) -> Result<Option<&[u8]>, StateError> {
+        if number == HOLE {
+            return Ok(None);
+        }
+        let part = self.file_part(number)?.filter(|part| part.len() == len);
+        whole(&part_key(number), part).map(Some)
+    }
+
     /// The bytes of a part; `None` if there is none of this number.
     ///
     /// # Errors
@@ -269,31 +303,27 @@ impl Offline {
         entries.map(read).collect()
     }
 
-    /// A copy of the bytes of a file of at most `most` bytes, compared with their checksums; `None` if there is no file of this path.
+    /// What stands under a path; `None` if nothing does.
     ///
     /// # Errors
-    /// As [`Offline::get`], and [`StateError::NoMemory`] for a longer file: the length of a hole is only what a sandbox says.
-    pub fn file(&self, path: &[u8], most: u64) -> Result<Option<Vec<u8>>, StateError> {
-        let parts: BTreeMap<&[u8], &Item> = self.entries_of(Table::Files).collect();
+    /// As [`Offline::get`].
+    pub fn file_entry(&self, path: &[u8]) -> Result<Option<FileEntry>, StateError> {
         let key = entry_key(path);
-        let Some(item) = parts.get(&*key) else { return Ok(None) };
-        let entry = whole(&key, FileEntry::decode(&self.load(&key, item)?))?;
-        let FileKind::File { len, part_len, parts: numbers } = entry.kind else { return Ok(None) };
-        if len > most {
-            return Err(StateError::NoMemory { needed: usize::try_from(len).unwrap_or(usize::MAX) });
+        let value = self.item(Table::Files, &key).map(|item| self.load(&key, item)).transpose()?;
+        value.map(|value| whole(&key, FileEntry::decode(&value))).transpose()
+    }
+
+    /// A copy of the bytes of one of [`FileEntry::pieces`], compared with their checksum; `None` for a hole.
+    ///
+    /// # Errors
+    /// As [`Offline::get`], also where there is no such part.
+    pub fn file_piece(&self, (number, len): (u64, usize)) -> Result<Option<Vec<u8>>, StateError> {
+        if number == HOLE {
+            return Ok(None);
         }
-        let mut bytes = Vec::new();
-        for number in numbers {
-            let left = usize::try_from((len - bytes.len() as u64).min(u64::from(part_len))).unwrap_or(0);
-            if number == HOLE {
-                bytes.resize(bytes.len() + left, 0);
-                continue;
-            }
-            let key = part_key(number);
-            let part = parts.get(key.as_slice()).map(|item| self.load(&key, item)).transpose()?;
-            bytes.extend(whole(&key, part.filter(|part| part.len() == left))?);
-        }
-        Ok(Some(bytes))
+        let key = part_key(number);
+        let part = self.item(Table::Files, &key).map(|item| self.load(&key, item)).transpose()?;
+        whole(&key, part.filter(|part| part.len() == len)).map(Some)
     }
 }
 
@@ -311,7 +341,9 @@ mod tests {
         for entry in [directory, file(0, 4096, vec![]), file(8193, 4096, vec![7, HOLE, u64::MAX])] {
             assert_eq!(FileEntry::decode(&entry.encode()), Some(entry));
         }
-        assert_eq!(file(8193, 4096, vec![7, HOLE, 9]).parts().collect::<Vec<_>>(), [7, 9]);
+        let some = file(8193, 4096, vec![7, HOLE, 9]);
+        assert_eq!(some.parts().collect::<Vec<_>>(), [7, 9]);
+        assert_eq!(some.pieces().collect::<Vec<_>>(), [(7, 4096), (HOLE, 4096), (9, 1)]);
     }
 
     #[test]

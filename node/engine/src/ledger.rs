@@ -3,7 +3,7 @@
 
 use crate::format::{Effect, PartKind, cost_in_log};
 use crate::index::{Item, Tree};
-use crate::tables::TABLES;
+use crate::tables::{TABLES, Table};
 
 /// The indexes of all tables.
 pub(crate) type Trees = [Tree; TABLES];
@@ -24,12 +24,19 @@ pub(crate) struct Account {
 pub(crate) struct Ledger {
     accounts: Vec<Account>,
     live: u64,
+    /// Of these, bytes of remembered replies.
+    replies: u64,
 }
 
 impl Ledger {
     /// Bytes of live parts in all segments: what the quota limits.
     pub(crate) fn live(&self) -> u64 {
         self.live
+    }
+
+    /// Bytes of remembered replies among them.
+    pub(crate) fn replies(&self) -> u64 {
+        self.replies
     }
 
     pub(crate) fn account(&self, slot: u32) -> Account {
@@ -50,31 +57,37 @@ impl Ledger {
         account.cells - 1
     }
 
-    fn set(&mut self, key: &[u8], item: &Item) {
+    fn set(&mut self, table: Table, key: &[u8], item: &Item) {
         let cost = cost_in_log(key.len(), item.len);
         self.accounts[item.slot as usize].live += cost;
         self.live += cost;
+        if table == Table::Replies {
+            self.replies += cost;
+        }
     }
 
-    fn unset(&mut self, key: &[u8], item: &Item) {
+    fn unset(&mut self, table: Table, key: &[u8], item: &Item) {
         let cost = cost_in_log(key.len(), item.len);
         self.accounts[item.slot as usize].live -= cost;
         self.live -= cost;
+        if table == Table::Replies {
+            self.replies -= cost;
+        }
     }
 
     /// Applies one part, stored in `slot`. `item` is what it sets, if it sets something.
     pub(crate) fn apply(&mut self, trees: &mut Trees, slot: u32, kind: PartKind, key: &[u8], item: Item) {
         match kind.effect() {
             Effect::Set(table) => {
-                self.set(key, &item);
+                self.set(table, key, &item);
                 if let Some(old) = trees[table.index()].insert(key, item) {
-                    self.unset(key, &old);
+                    self.unset(table, key, &old);
                 }
             }
             Effect::Remove(table) => {
                 self.accounts[slot as usize].tombstones += cost_in_log(key.len(), 0);
                 if let Some(old) = trees[table.index()].remove(key) {
-                    self.unset(key, &old);
+                    self.unset(table, key, &old);
                 }
             }
             Effect::Log => {}

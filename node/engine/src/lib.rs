@@ -26,8 +26,10 @@ mod index;
 mod ledger;
 mod log;
 pub mod offline;
+mod out;
 mod publish;
 mod replay;
+mod replies;
 mod salvage;
 mod segment;
 mod state;
@@ -48,6 +50,7 @@ pub use files::{
 };
 pub use format::{FORMAT, Lineage, MAX_KEY_LEN, MAX_SEGMENT_LEN, MAX_VALUE_LEN, PartKind};
 pub use index::page::{MAX_PAGE_LEN, PageError, check_pages};
+pub use replies::{Expired, Remembered};
 pub use salvage::Salvage;
 pub use state::{ConsumedUpTo, KeyInfo, Snapshot, Value};
 pub use tables::{Consumption, Message, MessageId, Reply, Table, Timer, TimerId};

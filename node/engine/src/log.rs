@@ -13,58 +13,29 @@ use crate::format::{
     Header, Lineage, Listed, MAX_SEGMENT_LEN, PartHead, PartKind, Place, RECORD_LEN, RecordHead, aligned,
     header_len,
 };
+use crate::index::Item;
 use crate::ledger::Ledger;
+use crate::out::{Out, store, write};
 use crate::segment::Mapped;
 use crate::storage::{Segment, Storage};
 use crate::window::{Unready, Window};
 
-/// Values of at least this many bytes are written by themselves, smaller ones together with the rest of their record.
-const WRITE_TOGETHER: usize = 64 << 10;
-
 /// After so many bytes without a sync the tail is written through a window. Before, a page that is populated and synced would be
 /// written to the disk twice.
 const UNSYNCED: u64 = 16 << 10;
-/// Pages are populated at most so far ahead, and at most as far as was written since the last sync: so they at most double what a sync
-/// writes.
-const AHEAD: u64 = 64 << 10;
-/// At most so many bytes of them at a time: some 20 microseconds. One by one they would take twice as long; like this one small commit of
-/// a hundred and fifty waits for it, if nobody has prepared.
-const AT_ONCE: u64 = 32 << 10;
-/// Records longer than this are written by a plain write where no page was populated before: that is one call for many pages.
-const POPULATED_ALONG: u64 = 2 << 10;
+/// Pages are made ready in steps that end at multiples of this, by one write of zeros: it brings them into the page cache as one piece, and
+/// so in half the time of single pages. That is some 20 microseconds, for which one small commit of three hundred waits if nobody has
+/// prepared.
+const STEP: usize = 64 << 10;
+/// What is written there. The segment is fresh, so it changes nothing but where the pages are.
+static ZEROS: [u8; STEP] = [0; STEP];
+/// Records longer than this are written by a plain write where no page is ready: that is one call for many pages, too.
+const READIED_ALONG: u64 = 32 << 10;
 
 /// A segment that is full within this time calls for a larger one.
 const HURRY_MS: u64 = 500;
 /// How large that gets.
 const HURRIED_MAX: u64 = 16 << 20;
-
-/// A part to be written.
-#[derive(Debug)]
-pub(crate) struct Out<'a> {
-    pub(crate) kind: PartKind,
-    pub(crate) key: std::borrow::Cow<'a, [u8]>,
-    pub(crate) value: &'a [u8],
-    pub(crate) fingerprint: u64,
-    /// 0: this commit's.
-    pub(crate) version: u64,
-    /// 0: this commit's.
-    pub(crate) time_ms: u64,
-    pub(crate) value_crc: u64,
-    /// What the cell of the new version begins with.
-    pub(crate) validated: u32,
-}
-
-impl Out<'_> {
-    /// A part with neither key nor value.
-    pub(crate) fn of(kind: PartKind) -> Out<'static> {
-        let key = std::borrow::Cow::Borrowed([].as_slice());
-        Out { kind, key, value: &[], fingerprint: 0, version: 0, time_ms: 0, value_crc: 0, validated: 0 }
-    }
-
-    pub(crate) fn len(&self) -> u64 {
-        crate::format::cost_in_log(self.key.len(), self.value.len() as u64)
-    }
-}
 
 /// A segment of the log.
 #[derive(Debug, Clone)]
@@ -91,6 +62,24 @@ pub(crate) struct Placed {
     pub(crate) time_ms: u64,
     /// Offset of its first value in the segment.
     pub(crate) values_at: u64,
+}
+
+impl Placed {
+    /// What an index says of a part whose value lies at `value_at`.
+    pub(crate) fn item(&self, out: &Out<'_>, value_at: u64, cell: u32) -> Item {
+        let own = |own: u64, commit: u64| if own == 0 { commit } else { own };
+        Item {
+            slot: self.slot,
+            at: Item::position(value_at),
+            cell,
+            unread: false,
+            len: out.value.len(),
+            version: own(out.version, self.seq),
+            fingerprint: out.fingerprint,
+            time_ms: own(out.time_ms, self.time_ms),
+            value_crc: out.value_crc,
+        }
+    }
 }
 
 /// A segment that may be deleted when a commit is durable.
@@ -232,17 +221,7 @@ impl Log {
         };
         self.window = None;
         let mapped = Arc::new(if self.maps { Mapped::new(segment)? } else { Mapped::unmapped(segment) });
-        let written = mapped.segment.write_at(&header.encode(), 0);
-        written
-            .map_err(StateError::io(Operation::Write, header.id))
-            .inspect_err(|error| self.poison(error))?;
-        if self.segments.is_empty() {
-            // Recovery relies on it: records without any readable header are damage, not new state.
-            let synced = mapped.segment.sync();
-            synced
-                .map_err(StateError::io(Operation::Sync, header.id))
-                .inspect_err(|error| self.poison(error))?;
-        }
+        self.write_header(&*mapped.segment, &header).inspect_err(|error| self.poison(error))?;
         self.next_ordinal += 1;
         self.hurry = self.open && time_ms.saturating_sub(self.begun_ms) < HURRY_MS;
         self.begun_ms = time_ms;
@@ -260,6 +239,15 @@ impl Log {
         self.unsynced.push(mapped.segment.clone());
         storage.request_spare(self.spare_bytes());
         Ok(Seated { slot, mapped })
+    }
+
+    fn write_header(&self, segment: &dyn Segment, header: &Header) -> Result<(), StateError> {
+        segment.write_at(&header.encode(), 0).map_err(StateError::io(Operation::Write, header.id))?;
+        if self.segments.is_empty() {
+            // Recovery relies on it: records without any readable header are damage, not new state.
+            segment.sync().map_err(StateError::io(Operation::Sync, header.id))?;
+        }
+        Ok(())
     }
 
     fn free_slot(&self) -> u32 {
@@ -282,7 +270,10 @@ impl Log {
     pub(crate) fn spare_bytes(&self) -> u64 {
         let half = (self.ledger.live() / 2).next_power_of_two();
         let hurried = if self.hurry { (self.last_capacity() * 2).min(HURRIED_MAX) } else { 0 };
-        half.max(hurried).clamp(self.sizes.min_bytes, self.sizes.max_bytes.max(self.sizes.min_bytes))
+        // A header that lists many segments leaves as much room for records.
+        let listing = 2 * header_len(self.segments.len()) as u64;
+        let SegmentSizes { min_bytes, max_bytes } = self.sizes;
+        half.max(hurried).clamp(min_bytes, max_bytes.max(min_bytes)).max(listing)
     }
 
     fn last_capacity(&self) -> u64 {
@@ -307,7 +298,7 @@ impl Log {
             let written = self
                 .tail()
                 .map_or(Ok(()), |tail| write(&*tail.mapped.segment, &mut record, parts, at, head.len));
-            written.map_err(StateError::io(Operation::Write, id)).inspect_err(|error| self.poison(error))?;
+            written.inspect_err(|error| self.poison(error))?;
         }
         self.scratch = record;
         if let Some(tail) = self.segments.last_mut() {
@@ -331,10 +322,10 @@ impl Log {
             return None;
         }
         if !self.window.as_ref().is_some_and(|window| window.is_ready(at, len, time_ms)) {
-            if len > POPULATED_ALONG {
+            if len > READIED_ALONG {
                 return None;
             }
-            let unready = self.show(at, self.ahead_of(at)?.max(at + len), time_ms)?.at_most(AT_ONCE);
+            let unready = self.show(at, at + len, STEP as u64, time_ms)?;
             if unready.populate().is_err() {
                 self.close_window();
                 return None;
@@ -344,20 +335,24 @@ impl Log {
         self.window.as_mut().filter(|window| window.is_ready(at, len, time_ms))
     }
 
-    /// Shows the tail up to `to` in the window; returns what is not populated of it.
-    fn show(&mut self, at: u64, to: u64, time_ms: u64) -> Option<Unready> {
+    /// Shows the next pages in the window that are not ready: one step of at most `max_bytes`, and up to `needed` at least. They are to
+    /// be populated.
+    fn show(&mut self, at: u64, needed: u64, max_bytes: u64, time_ms: u64) -> Option<Unready> {
         let segment = self.tail()?.mapped.segment.clone();
-        let file = segment.writable_file()?;
         if self.window.is_none() {
             self.window = Window::new(segment.capacity(), at).ok();
         }
-        match self.window.as_mut().map(|window| window.show(file, at, to, time_ms)) {
-            Some(Ok(unready)) => unready,
-            Some(Err(_)) | None => {
-                self.close_window();
-                None
-            }
-        }
+        let window = self.window.as_mut()?;
+        let from = window.ready_to(at, time_ms);
+        // No further ahead than was written since the last sync, so that it at most doubles what the next one writes.
+        let step_end = (from / STEP as u64 + 1) * STEP as u64;
+        let to = step_end.min(from + max_bytes).min(at + self.since_sync).max(needed);
+        let shown = window.show(segment.writable_file()?, at, to, time_ms);
+        let shown = shown.and_then(|pages| pages.map(|pages| bring_in(&*segment, at, pages)).transpose());
+        shown.unwrap_or_else(|_| {
+            self.close_window();
+            None
+        })
     }
 
     /// Goes back to plain writes, which say what is wrong, for a while.
@@ -372,18 +367,14 @@ impl Log {
         if self.since_sync < UNSYNCED || self.poisoned.is_some() {
             return None;
         }
-        let at = self.tail()?.listed.end;
-        let end = self.ahead_of(at)?;
-        // Half of it is enough for now: several pages at once cost less than one by one.
-        if self.window.as_ref().is_some_and(|window| window.is_ready(at, (end - at) / 2, time_ms)) {
+        let tail = self.tail()?;
+        let (at, capacity) = (tail.listed.end, tail.mapped.segment.capacity());
+        // Half of a step is enough for now: few large steps cost less than many small ones.
+        let enough = (STEP as u64).min(self.since_sync).min(capacity - at) / 2;
+        if self.window.as_ref().is_some_and(|window| window.is_ready(at, enough, time_ms)) {
             return None;
         }
-        Some(self.show(at, end, time_ms)?.at_most(max_bytes.min(AT_ONCE)))
-    }
-
-    /// How far from the tail at `at` pages are populated.
-    fn ahead_of(&self, at: u64) -> Option<u64> {
-        Some((at + AHEAD.min(self.since_sync)).min(self.tail()?.mapped.segment.capacity()))
+        self.show(at, at, max_bytes, time_ms)
     }
 
     /// Notes that pages were populated.
@@ -407,7 +398,7 @@ impl Log {
             let head = PartHead {
                 kind: part.kind,
                 key_len: u16::try_from(part.key.len()).unwrap_or(u16::MAX),
-                value_len: part.value.len() as u64,
+                value_len: part.value.len(),
                 fingerprint: part.fingerprint,
                 version: part.version,
                 time_ms: part.time_ms,
@@ -415,7 +406,7 @@ impl Log {
             };
             head.append_to(record, &part.key);
         }
-        let values: u64 = parts.iter().map(|part| aligned(part.value.len() as u64)).sum();
+        let values: u64 = parts.iter().map(|part| aligned(part.value.len())).sum();
         let len = record.len() as u64 + values;
         let too_large = StateError::CommitTooLarge { len, limit: u64::from(u32::MAX) };
         let meta_len = u32::try_from(record.len() - RECORD_LEN).map_err(|_| too_large.clone())?;
@@ -469,50 +460,11 @@ impl Log {
     }
 }
 
-/// Stores a record whose head and parts are in `record` and whose values follow. The head comes last, and what pads is zero already: the
-/// segment is fresh.
-fn store(window: &mut Window, record: &[u8], parts: &[Out<'_>], at: u64, head: &RecordHead) {
-    let mut value_at = at + head.values_at();
-    for part in parts {
-        window.store(value_at, part.value);
-        value_at += aligned(part.value.len() as u64);
-    }
-    window.store(at, record);
-    window.advance(at + head.len);
-}
-
-/// Writes a record whose head and parts are in `record` and whose values follow; uses up `record`.
-fn write(
-    segment: &dyn Segment,
-    record: &mut Vec<u8>,
-    parts: &[Out<'_>],
-    mut at: u64,
-    len: u64,
-) -> std::io::Result<()> {
-    let end = at + len;
-    for part in parts {
-        let value = part.value;
-        if value.len() >= WRITE_TOGETHER {
-            segment.write_at(record, at)?;
-            at += record.len() as u64;
-            record.clear();
-            segment.write_at(value, at)?;
-            // What pads a large value is zero already: the segment is fresh.
-            at += aligned(value.len() as u64);
-        } else {
-            record.extend_from_slice(value);
-            record.resize(aligned(record.len() as u64).try_into().unwrap_or(usize::MAX), 0);
-            if record.len() >= 4 * WRITE_TOGETHER {
-                segment.write_at(record, at)?;
-                at += record.len() as u64;
-                record.clear();
-            }
-        }
-    }
-    if !record.is_empty() {
-        segment.write_at(record, at)?;
-        at += record.len() as u64;
-    }
-    debug_assert_eq!(at, end, "a record was not written whole");
-    Ok(())
+/// Brings pages into the page cache, and returns them. To be called by whoever writes at the tail, which is at `at`: what is behind it is
+/// zeros, and only that is written.
+fn bring_in(segment: &dyn Segment, at: u64, pages: Unready) -> std::io::Result<Unready> {
+    let (from, to) = pages.behind(at);
+    let len = usize::try_from(to.min(segment.capacity()).saturating_sub(from)).unwrap_or(usize::MAX);
+    segment.write_at(&ZEROS[..len.min(STEP)], from)?;
+    Ok(pages)
 }

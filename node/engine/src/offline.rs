@@ -9,13 +9,14 @@ use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
 use crate::engine::SegmentSizes;
-use crate::error::{Damage, Operation, ShownKey};
+use crate::error::{Damage, Operation};
 use crate::format::{Lineage, MAX_VALUE_LEN, PartKind, RECORD_LEN, check_key, checksum, cost_in_log};
 use crate::index::{Item, Tree};
 use crate::ledger::Ledger;
-use crate::log::{Log, LogStart, Out};
+use crate::log::{Log, LogStart};
+use crate::out::{Content, Out};
 use crate::replay::{Replayed, replay};
-use crate::segment::ReadChecksum;
+use crate::segment::{ReadChecksum, read_value};
 use crate::state::{KeyInfo, begin_of};
 use crate::storage::{Segment, Storage};
 use crate::{StateError, Table};
@@ -161,7 +162,7 @@ impl Offline {
 
     /// What is known of an object.
     pub fn info(&self, key: &[u8]) -> Option<KeyInfo> {
-        self.replayed.trees[Table::Objects.index()].get(key).map(KeyInfo::of)
+        self.item(Table::Objects, key).map(KeyInfo::of)
     }
 
     /// A copy of an object, compared with its checksum.
@@ -169,8 +170,7 @@ impl Offline {
     /// # Errors
     /// [`StateError::Corrupt`], [`StateError::Io`], [`StateError::NoMemory`].
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
-        let item = self.replayed.trees[Table::Objects.index()].get(key);
-        item.map(|item| self.load(key, item)).transpose()
+        self.item(Table::Objects, key).map(|item| self.load(key, item)).transpose()
     }
 
     /// Visits, in order, the keys of a table that begin with `prefix` and come after `after`.
@@ -287,19 +287,26 @@ impl Offline {
         let total = entries().map(|(_, _, item)| item.len).sum();
         let mut done = 0;
         for (table, key, item) in entries() {
-            match (self.load(key, item), damaged) {
-                (Ok(value), _) => copy.put(table, key, item, value)?,
-                (Err(StateError::Corrupt(damage)), Damaged::LeaveOut) => copy.copied.left_out.push(*damage),
-                (Err(StateError::Corrupt(damage)), Damaged::Keep) => {
-                    copy.copied.kept.push(*damage);
-                    copy.put(table, key, item, read(self.segment(item), item)?)?;
+            let segment = self.segment(item);
+            let (value, fits) = fetch(segment, item)?;
+            match damaged {
+                Damaged::LeaveOut if !fits => copy.copied.left_out.push(damage(segment, key, item)),
+                Damaged::Refuse if !fits => {
+                    return Err(damage(segment, key, item).into());
                 }
-                (Err(error), _) => return Err(error),
+                Damaged::Refuse | Damaged::LeaveOut | Damaged::Keep => {
+                    copy.copied.kept.extend((!fits).then(|| damage(segment, key, item)));
+                    copy.put(table, key, item, value)?;
+                }
             }
             done += item.len;
             progress(done, total);
         }
         Ok(())
+    }
+
+    pub(crate) fn item(&self, table: Table, key: &[u8]) -> Option<&Item> {
+        self.replayed.trees[table.index()].get(key)
     }
 
     pub(crate) fn entries_of(&self, table: Table) -> impl Iterator<Item = (&[u8], &Item)> {
@@ -323,27 +330,31 @@ impl Offline {
 }
 
 fn damage(segment: &dyn Segment, key: &[u8], item: &Item) -> Damage {
-    let why = "a value does not fit its checksum";
-    Damage { segment: segment.id(), offset: item.offset(), key: Some(ShownKey(key.to_vec())), why }
+    Damage::of_value(segment.id(), item.offset(), key)
 }
 
 /// Reads a value and compares it with its checksum.
 pub(crate) fn load(segment: &dyn Segment, key: &[u8], item: &Item) -> Result<Vec<u8>, StateError> {
-    let value = read(segment, item)?;
-    if checksum(&value) == item.value_crc {
-        return Ok(value);
-    }
-    Err(StateError::Corrupt(Box::new(damage(segment, key, item))))
+    let value = read_value(segment, item.offset(), item.len)?;
+    if checksum(&value) == item.value_crc { Ok(value) } else { Err(damage(segment, key, item).into()) }
 }
 
-fn read(segment: &dyn Segment, item: &Item) -> Result<Vec<u8>, StateError> {
-    let len = usize::try_from(item.len).unwrap_or(usize::MAX);
-    let mut value = Vec::new();
-    value.try_reserve_exact(len).map_err(|_| StateError::NoMemory { needed: len })?;
-    value.resize(len, 0);
-    let read = segment.read_at(&mut value, item.offset());
-    read.map_err(StateError::io(Operation::Read, segment.id()))?;
-    Ok(value)
+/// A value on its way into a copy.
+pub(crate) enum Fetched<'a> {
+    Held(Vec<u8>),
+    /// Too large to be held in memory: it is read from this segment when it is written.
+    In(&'a dyn Segment),
+}
+
+/// Fetches a value for a copy, and says whether it fits its checksum.
+pub(crate) fn fetch<'a>(segment: &'a dyn Segment, item: &Item) -> Result<(Fetched<'a>, bool), StateError> {
+    if item.len > BATCH {
+        let fits = ReadChecksum::new(segment).of(item.offset(), item.len)? == item.value_crc;
+        return Ok((Fetched::In(segment), fits));
+    }
+    let value = read_value(segment, item.offset(), item.len)?;
+    let fits = checksum(&value) == item.value_crc;
+    Ok((Fetched::Held(value), fits))
 }
 
 /// A copy whose objects are being changed. Dropped before its end it leaves segments that are no log.
@@ -487,6 +498,11 @@ fn cost_of(key: &[u8], len: u64) -> Result<u64, StateError> {
 /// A part with its value.
 type Entry = (PartKind, Box<[u8]>, Item, Vec<u8>);
 
+fn out<'a>(kind: PartKind, key: &'a [u8], item: &Item, value: Content<'a>) -> Out<'a> {
+    let Item { fingerprint, version, time_ms, value_crc, .. } = *item;
+    Out { kind, key: key.into(), value, fingerprint, version, time_ms, value_crc, validated: 0 }
+}
+
 /// A log that is being written from the entries of another.
 #[derive(Debug)]
 pub(crate) struct Copy<'a> {
@@ -517,10 +533,20 @@ impl<'a> Copy<'a> {
         table: Table,
         key: &[u8],
         item: &Item,
-        value: Vec<u8>,
+        value: Fetched<'_>,
     ) -> Result<(), StateError> {
         self.copied.keys += u64::from(table == Table::Objects);
-        self.write(PartKind::setting(table), key, item, value)
+        let kind = PartKind::setting(table);
+        match value {
+            Fetched::Held(value) => self.write(kind, key, item, value),
+            Fetched::In(segment) => {
+                if !self.batch.is_empty() {
+                    self.write_batch()?;
+                }
+                let value = Content::Stored { segment, at: item.offset(), len: item.len };
+                self.append(&[out(kind, key, item, value)])
+            }
+        }
     }
 
     fn write(&mut self, kind: PartKind, key: &[u8], item: &Item, value: Vec<u8>) -> Result<(), StateError> {
@@ -530,27 +556,17 @@ impl<'a> Copy<'a> {
     }
 
     fn write_batch(&mut self) -> Result<(), StateError> {
-        let outs: Vec<Out<'_>> = self
-            .batch
-            .iter()
-            .map(|(kind, key, item, value)| Out {
-                kind: *kind,
-                key: (&**key).into(),
-                value,
-                fingerprint: item.fingerprint,
-                version: item.version,
-                time_ms: item.time_ms,
-                value_crc: item.value_crc,
-                validated: 0,
-            })
-            .collect();
+        let batch = std::mem::take(&mut self.batch);
+        let outs = batch.iter().map(|(kind, key, item, value)| out(*kind, key, item, Content::Bytes(value)));
+        self.batched = 0;
+        self.append(&outs.collect::<Vec<_>>())
+    }
+
+    fn append(&mut self, outs: &[Out<'_>]) -> Result<(), StateError> {
         let len = RECORD_LEN as u64 + outs.iter().map(Out::len).sum::<u64>();
         // Nothing is durable before the end; until then this is no log. The time of a copied part is its own.
         self.log.reserve(len, 0, 0, self.storage)?;
-        self.log.append(&outs, 0, 0)?;
-        self.batch.clear();
-        self.batched = 0;
-        Ok(())
+        self.log.append(outs, 0, 0).map(drop)
     }
 
     pub(crate) fn finish(mut self) -> Result<Copied, StateError> {
@@ -578,6 +594,20 @@ impl<'a> Copy<'a> {
 /// [`StateError::OtherFormat`], [`StateError::Io`].
 pub fn lineage_of(segment: &dyn Segment) -> Result<Option<Lineage>, StateError> {
     Ok(crate::replay::read_header(segment)?.ok().map(|header| header.lineage))
+}
+
+/// The highest number that a commit in a segment can have, by its header and its length; `None` if it has no readable header.
+///
+/// # Errors
+/// As [`lineage_of`].
+pub fn last_commit_possible(segment: &dyn Segment) -> Result<Option<u64>, StateError> {
+    let header = crate::replay::read_header(segment)?.ok();
+    Ok(header.map(|header| header.base_seq.saturating_add(commits_possible(segment.capacity()))))
+}
+
+/// The most commits that segments of so many bytes together can hold.
+pub const fn commits_possible(bytes: u64) -> u64 {
+    bytes / RECORD_LEN as u64
 }
 
 /// The segments of a directory by number, to be handed to [`Offline::read`].

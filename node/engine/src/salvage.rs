@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use crate::StateError;
 use crate::error::Damage;
-use crate::format::{Effect, Header, HeaderPeek, Lineage, Listed, PEEK_LEN, PartKind, RecordHead};
+use crate::format::{Effect, Lineage, Listed, PartKind, RecordHead};
 use crate::index::Item;
-use crate::offline::{Copied, Copy, CopyOptions, Object, load};
-use crate::replay::{Cursor, Found, Headed, Records, Stop, retired_id};
+use crate::offline::{Copied, Copy, CopyOptions, Object, fetch, load};
+use crate::replay::{Cursor, Found, Headed, Records, Stop, read_header, retired_id};
 use crate::state::KeyInfo;
 use crate::storage::{Segment, Storage};
 use crate::tables::{TABLES, Table};
@@ -59,7 +59,8 @@ impl Salvage {
     /// it knows of none: should the end of the log be gone with every trace of it, nothing else can tell.
     ///
     /// # Errors
-    /// [`StateError::UnknownPart`], [`StateError::ForeignSegment`], [`StateError::Io`]; [`StateError::Corrupt`] where so much looks like a
+    /// [`StateError::UnknownPart`], [`StateError::OtherFormat`], [`StateError::ForeignSegment`], [`StateError::Io`];
+    /// [`StateError::Corrupt`] where so much looks like a
     /// record and is none that nothing can be said of the newest commits, and so of any object.
     pub fn open(
         segments: &[Arc<dyn Segment>],
@@ -119,14 +120,14 @@ impl Salvage {
     /// # Errors
     /// [`StateError::Corrupt`]: it is damaged, or a commit that cannot be read may have changed it. [`StateError::Io`].
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
-        self.get_in(Table::Objects, key)
+        let item = self.certain(Table::Objects, key)?;
+        item.map(|item| load(self.segment(item), key, item)).transpose()
     }
 
-    fn get_in(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+    /// What is known for certain to be stored under a key.
+    fn certain(&self, table: Table, key: &[u8]) -> Result<Option<&Item>, StateError> {
         match self.tables[table.index()].get(key) {
-            Some(last) if last.seq > self.gap => {
-                last.item.as_ref().map(|item| load(self.segment(item), key, item)).transpose()
-            }
+            Some(last) if last.seq > self.gap => Ok(last.item.as_ref()),
             None if self.gap == 0 => Ok(None),
             last => {
                 let item = last.and_then(|last| last.item);
@@ -159,11 +160,19 @@ impl Salvage {
         for table in Table::ALL {
             for (key, last) in &self.tables[table.index()] {
                 let Some(item) = &last.item else { continue };
-                match self.get_in(table, key) {
-                    Ok(Some(value)) => copy.put(table, key, item, value)?,
-                    Ok(None) => {}
-                    Err(StateError::Corrupt(damage)) => copy.copied.left_out.push(*damage),
-                    Err(error) => return Err(error),
+                match self.certain(table, key) {
+                    Err(StateError::Corrupt(damage)) => {
+                        copy.copied.left_out.push(*damage);
+                        continue;
+                    }
+                    certain => certain?,
+                };
+                let segment = self.segment(item);
+                match fetch(segment, item)? {
+                    (value, true) => copy.put(table, key, item, value)?,
+                    (_, false) => {
+                        copy.copied.left_out.push(Damage::of_value(segment.id(), item.offset(), key))
+                    }
                 }
             }
         }
@@ -180,54 +189,55 @@ impl Salvage {
 
     /// The segments of the log in the order of their commits, as far as headers tell.
     fn members(&mut self, lineage: Lineage) -> Result<Vec<Member>, StateError> {
-        let mut headed = Vec::new();
-        let mut headless = Vec::new();
-        for (slot, segment) in (0..).zip(self.segments.clone()) {
-            match read_header(&*segment)? {
-                Some(header) if header.lineage == lineage && header.id == segment.id() => {
-                    headed.push((slot, Headed { segment, header }));
-                }
-                Some(_) => {
-                    let why = "its header names another lineage or number";
-                    return Err(StateError::ForeignSegment { segment: segment.id(), why });
-                }
-                None => headless.push((slot, segment)),
-            }
-        }
-        headed.sort_by_key(|(_, one)| one.header.ordinal);
-        let newest = headed.last();
-        self.next_ordinal = newest.map_or(1, |(_, one)| one.header.ordinal + 2);
-        let listed = newest.map(|(_, one)| one.header.listed.clone()).unwrap_or_default();
-        let retired = newest.map_or(Ok(BTreeSet::new()), |(_, one)| retired_by(one))?;
-        let newest = newest.map(|(slot, one)| (*slot, one.header.clone()));
+        let headers = self.headers(lineage)?;
+        let newest = headers.iter().max_by_key(|(_, one)| one.header.ordinal);
+        self.next_ordinal = newest.map_or(1, |(_, one)| one.header.ordinal.saturating_add(2));
         let mut members = Vec::new();
-        for listed in listed.into_iter().filter(|listed| !retired.contains(&listed.id)) {
-            let Some(slot) = self.segments.iter().position(|segment| segment.id() == listed.id) else {
-                self.note(listed.id, 0, "the segment is missing");
-                self.gap = self.gap.max(listed.last_seq);
-                continue;
-            };
-            let slot = u32::try_from(slot).unwrap_or(u32::MAX);
-            let header = headed.iter().find(|(at, _)| *at == slot).map(|(_, one)| &one.header);
-            if header.is_none() {
-                self.note(listed.id, 0, "the header does not fit its checksum");
-            }
-            members.push(Member { slot, cursor: header.map(first), listed: Some(listed) });
+        if let Some((slot, newest)) = newest {
+            let retired = retired_by(newest)?;
+            let listed = newest.header.listed.iter().filter(|listed| !retired.contains(&listed.id));
+            members.extend(listed.filter_map(|listed| self.listed(*listed, &headers)));
+            members.push(Member { slot: *slot, cursor: Some(Cursor::first(&newest.header)), listed: None });
         }
-        members.extend(newest.map(|(slot, header)| Member {
-            slot,
-            cursor: Some(first(&header)),
-            listed: None,
-        }));
         // A segment without a readable header that nobody lists may be the newest of all.
-        for (slot, segment) in headless {
-            let known = members.iter().any(|member| member.slot == slot);
-            if !known && Records::new(&*segment, lineage).scan(0)?.is_some() {
+        let known: BTreeSet<u32> =
+            members.iter().map(|member| member.slot).chain(headers.into_keys()).collect();
+        for (slot, segment) in (0..).zip(self.segments.clone()) {
+            if !known.contains(&slot) && Records::new(&*segment, lineage).scan(0)?.is_some() {
                 self.note(segment.id(), 0, "the header does not fit its checksum");
                 members.push(Member { slot, cursor: None, listed: None });
             }
         }
         Ok(members)
+    }
+
+    /// Segments whose header can be read, by slot.
+    fn headers(&self, lineage: Lineage) -> Result<BTreeMap<u32, Headed>, StateError> {
+        let mut headers = BTreeMap::new();
+        for (slot, segment) in (0..).zip(&self.segments) {
+            let Ok(header) = read_header(&**segment)? else { continue };
+            if header.lineage != lineage || header.id != segment.id() {
+                let why = "its header names another lineage or number";
+                return Err(StateError::ForeignSegment { segment: segment.id(), why });
+            }
+            headers.insert(slot, Headed { segment: segment.clone(), header });
+        }
+        Ok(headers)
+    }
+
+    /// A segment that the newest header lists, if it is there.
+    fn listed(&mut self, listed: Listed, headers: &BTreeMap<u32, Headed>) -> Option<Member> {
+        let Some(slot) = self.segments.iter().position(|segment| segment.id() == listed.id) else {
+            self.note(listed.id, 0, "the segment is missing");
+            self.gap = self.gap.max(listed.last_seq);
+            return None;
+        };
+        let slot = u32::try_from(slot).unwrap_or(u32::MAX);
+        let header = headers.get(&slot).map(|one| &one.header);
+        if header.is_none() {
+            self.note(listed.id, 0, "the header does not fit its checksum");
+        }
+        Some(Member { slot, cursor: header.map(Cursor::first), listed: Some(listed) })
     }
 
     fn member(&mut self, lineage: Lineage, member: &Member, all: &mut Vec<Record>) -> Result<(), StateError> {
@@ -253,7 +263,7 @@ impl Salvage {
             }
             expected = head.seq + 1;
             all.push(Record { slot: member.slot, head, parts });
-            cursor = Some(Cursor { at: at + head.len, seq: head.seq, chain: head.crc });
+            cursor = Some(Cursor::behind(at, &head));
         }
         if let Some(listed) = member.listed.filter(|listed| listed.last_seq >= expected) {
             self.gap = self.gap.max(listed.last_seq);
@@ -301,44 +311,13 @@ impl Salvage {
             Effect::Remove(table) => (table, false),
             Effect::Log => return,
         };
-        let or = |own: u64, record: u64| if own == 0 { record } else { own };
-        let item = sets.then(|| Item {
-            slot,
-            at: Item::position(part.value_at),
-            cell: 0,
-            unread: true,
-            len: part.head.value_len,
-            version: or(part.head.version, head.seq),
-            fingerprint: part.head.fingerprint,
-            time_ms: or(part.head.time_ms, head.time_ms),
-            value_crc: part.head.value_crc,
-        });
+        let item = sets.then(|| part.item(slot, 0, head, true));
         let last = Last { seq: head.seq, item };
         let place = self.tables[table.index()].entry(part.key.clone()).or_insert(last);
         if place.seq <= head.seq {
             *place = last;
         }
     }
-}
-
-fn first(header: &Header) -> Cursor {
-    Cursor { at: header.len(), seq: header.base_seq, chain: header.base_chain }
-}
-
-fn read_header(segment: &dyn Segment) -> Result<Option<Header>, StateError> {
-    let io = || StateError::io(crate::Operation::Read, segment.id());
-    let mut peek = [0; PEEK_LEN];
-    if segment.capacity() < PEEK_LEN as u64 {
-        return Ok(None);
-    }
-    segment.read_at(&mut peek, 0).map_err(io())?;
-    let HeaderPeek::Header(len) = Header::peek(&peek) else { return Ok(None) };
-    if len as u64 > segment.capacity() {
-        return Ok(None);
-    }
-    let mut bytes = vec![0; len];
-    segment.read_at(&mut bytes, 0).map_err(io())?;
-    Ok(Header::decode(&bytes))
 }
 
 /// Segments that records of the newest one retire.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::StateError;
-use crate::error::Operation;
+use crate::error::{Damage, Operation};
 use crate::format::checksum;
 use crate::index::Item;
 use crate::storage::{Map, Segment};
@@ -91,8 +91,7 @@ impl Mapped {
         let mut crc = ReadChecksum::new(&*self.segment);
         let found = crc.of(item.offset(), item.len)?;
         if found != item.value_crc {
-            let why = "a value does not fit its checksum";
-            return Err(StateError::damage(self.id(), item.offset(), Some(key), why));
+            return Err(Damage::of_value(self.id(), item.offset(), key).into());
         }
         checked.store(1, Ordering::Relaxed);
         Ok(())
@@ -134,6 +133,17 @@ impl<'a> ReadChecksum<'a> {
         }
         Ok(digest.finalize())
     }
+}
+
+/// Reads a value whole.
+pub(crate) fn read_value(segment: &dyn Segment, at: u64, len: u64) -> Result<Vec<u8>, StateError> {
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let mut value = Vec::new();
+    value.try_reserve_exact(len).map_err(|_| StateError::NoMemory { needed: len })?;
+    value.resize(len, 0);
+    let read = segment.read_at(&mut value, at);
+    read.map_err(StateError::io(Operation::Read, segment.id()))?;
+    Ok(value)
 }
 
 /// The mapped segments of one state of the log, by slot. Copied when a segment comes or goes.

@@ -96,6 +96,13 @@ impl State {
         let range = self.tree(table).range(Bound::Unbounded);
         range.map(|(key, item)| self.value(key, item).map(|value| (key, value)))
     }
+
+    /// Keeps the segments if `now` has others.
+    pub(crate) fn pin_if_other(&self, now: &State, pins: &mut Vec<Arc<Segments>>) {
+        if !Arc::ptr_eq(&self.segments, &now.segments) {
+            pins.push(self.segments.clone());
+        }
+    }
 }
 
 /// What a transaction was begun over, and what its earlier pointers may point into.
@@ -105,15 +112,6 @@ pub(crate) struct Base {
     pub(crate) state: Option<Arc<State>>,
     /// Segments that pointers from before a commit may point into.
     pub(crate) pins: Vec<Arc<Segments>>,
-}
-
-impl State {
-    /// Keeps the segments if `now` has others.
-    pub(crate) fn pin_if_other(&self, now: &State, pins: &mut Vec<Arc<Segments>>) {
-        if !Arc::ptr_eq(&self.segments, &now.segments) {
-            pins.push(self.segments.clone());
-        }
-    }
 }
 
 impl Base {

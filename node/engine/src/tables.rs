@@ -191,6 +191,11 @@ impl<'a> Reply<'a> {
         [&self.expires_ms.to_le_bytes(), self.reply].concat()
     }
 
+    /// Length of an encoded entry whose reply is so long, in bytes.
+    pub(crate) fn encoded_len(reply_len: usize) -> u64 {
+        8 + reply_len as u64
+    }
+
     pub(crate) fn decode(value: &'a [u8]) -> Option<Reply<'a>> {
         let (expires, reply) = value.split_first_chunk::<8>()?;
         Some(Reply { expires_ms: u64::from_le_bytes(*expires), reply })

@@ -28,7 +28,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mun
 
 const PAGE: u64 = 4096;
 /// Mapped and taken away in steps of this many bytes.
-pub(crate) const CHUNK: u64 = 128 << 10;
+pub(crate) const CHUNK: u64 = 192 << 10;
 /// Untouchable bytes on both sides.
 const GUARD: usize = 64 << 20;
 /// Longer segments have no window: address space is limited too.
@@ -84,9 +84,6 @@ impl Room {
         let flags = MapFlags::SHARED | MapFlags::FIXED;
         // SAFETY: over a part of our own range, which nobody has a pointer into.
         unsafe { mmap(at, len, ProtFlags::READ | ProtFlags::WRITE, flags, file, from)? };
-        // As for reading: a page that is not there must not bring a large folio with it.
-        // SAFETY: this advice changes no byte.
-        unsafe { madvise(at, len, Advice::Random)? };
         Ok(())
     }
 
@@ -155,10 +152,9 @@ impl Unready {
         self.room.populate(self.from, self.to)
     }
 
-    /// The first pages of it.
-    pub(crate) fn at_most(mut self, bytes: u64) -> Unready {
-        self.to = self.to.min(self.from + bytes.next_multiple_of(PAGE).max(PAGE));
-        self
+    /// Where those of the pages begin and end that lie behind `tail`, the page of `tail` left out.
+    pub(crate) fn behind(&self, tail: u64) -> (u64, u64) {
+        (self.from.max(tail.next_multiple_of(PAGE)), self.to)
     }
 }
 
@@ -176,11 +172,17 @@ impl Window {
         at >= self.tail && at >= self.from && at + len <= self.ready && self.is_fresh(now_ms)
     }
 
+    /// Up to where pages are ready from `at` on.
+    pub(crate) fn ready_to(&self, at: u64, now_ms: u64) -> u64 {
+        let page = at & !(PAGE - 1);
+        if self.is_fresh(now_ms) { self.ready.max(page) } else { page }
+    }
+
     fn is_fresh(&self, now_ms: u64) -> bool {
         now_ms.wrapping_sub(self.ready_ms) < FRESH_MS
     }
 
-    /// Opens what lies before `to`, closes what lies a chunk behind `at`, and says which pages are not ready.
+    /// Opens what lies before `to`, closes what lies a chunk behind the tail, which is at `at`, and says which pages are not ready.
     pub(crate) fn show(
         &mut self,
         file: BorrowedFd<'_>,
@@ -195,6 +197,8 @@ impl Window {
             self.room.open(file, self.to, end)?;
             self.to = end;
         }
+        // Records were written by other ways, too.
+        self.tail = at;
         let behind = at / CHUNK * CHUNK;
         if behind > self.from {
             self.room.close(self.from, behind)?;
@@ -203,7 +207,7 @@ impl Window {
         if !self.is_fresh(now_ms) {
             (self.ready, self.ready_ms) = (0, now_ms);
         }
-        let from = self.ready.max(at & !(PAGE - 1));
+        let from = self.ready_to(at, now_ms);
         Ok((from < to).then(|| Unready { room: self.room.clone(), from, to }))
     }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::sim::{Crash, Op, Sim, crash};
+use common::sim::{Crash, Faults, Op, Sim, crash};
 use common::{Objects, Rng, contents, options};
 use denizen_engine::{Access, Durability, Engine, Message, Recovery, SegmentSizes, StateError};
 
@@ -25,8 +25,18 @@ struct Milestone {
     node: u64,
 }
 
+/// How a life is led.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Habit {
+    /// With many syncs. Segments are so small that there are many and the compactor has work.
+    Synced,
+    /// Seldom with a sync, so that the tail is written through the window; with segments that have room for one.
+    Windowed,
+}
+
 /// A run of the engine from some disk on.
 struct Life {
+    habit: Habit,
     start: Images,
     journal: Vec<Op>,
     milestones: Vec<Milestone>,
@@ -56,6 +66,7 @@ impl Life {
 
 /// Where a life begins: a disk, what happened on it since it was last whole, and what that left.
 struct Birth {
+    habit: Habit,
     start: Images,
     journal: Vec<Op>,
     history: BTreeMap<u64, Objects>,
@@ -64,25 +75,31 @@ struct Birth {
 }
 
 impl Birth {
-    fn first() -> Birth {
+    fn first(habit: Habit) -> Birth {
         let history = BTreeMap::from([(0, Objects::new())]);
-        Birth { start: Images::new(), journal: Vec::new(), history, node: 0 }
+        Birth { habit, start: Images::new(), journal: Vec::new(), history, node: 0 }
     }
 }
 
-/// Segments so small that there are many and the compactor has work.
-fn open(sim: &Sim) -> Result<(Engine, Recovery), StateError> {
+fn open(sim: &Sim, habit: Habit) -> Result<(Engine, Recovery), StateError> {
     let mut options = options();
-    options.segments = SegmentSizes { min_bytes: 8 << 10, max_bytes: 16 << 10 };
+    options.segments = match habit {
+        Habit::Synced => SegmentSizes { min_bytes: 8 << 10, max_bytes: 16 << 10 },
+        Habit::Windowed => SegmentSizes { min_bytes: 40 << 10, max_bytes: 100 << 10 },
+    };
     Engine::open(Arc::new(sim.clone()), options)
 }
 
 fn live(birth: Birth, steps: usize, rng: &mut Rng) -> Life {
     let sim = Sim::resume(&birth.start, &birth.journal);
+    if birth.habit == Habit::Windowed {
+        sim.allow_windows();
+    }
     let begun = Milestone { ops: 0, process: *birth.history.last_key_value().unwrap().0, node: birth.node };
-    let (engine, recovery) = open(&sim).unwrap();
+    let (engine, recovery) = open(&sim, birth.habit).unwrap();
     let first = recovery.commit;
     let mut life = Life {
+        habit: birth.habit,
         start: birth.start,
         journal: Vec::new(),
         milestones: vec![Milestone { process: first, ..begun }],
@@ -125,6 +142,7 @@ fn step(engine: &Engine, model: &mut Objects, life: &mut Life, rng: &mut Rng) {
             let seq = tx.commit().unwrap();
             life.history.insert(seq, model.clone());
         }
+        6..=7 if life.habit == Habit::Windowed && rng.below(12) != 0 => engine.prepare(64 << 10),
         6..=7 => engine.wait(engine.summary().commit, Durability::Node).unwrap(),
         _ => {
             for _ in 0..6 {
@@ -146,7 +164,7 @@ fn check(life: &Life, cut: usize, how: Crash, rng: &mut Rng, name: &str) -> Birt
     }
     let images = crash(&life.start, &journal, how, rng);
     let sim = Sim::from_images(&images);
-    let (engine, recovery) = match open(&sim) {
+    let (engine, recovery) = match open(&sim, life.habit) {
         Ok(opened) => opened,
         Err(error) => panic!("{name}, cut {cut}, {how:?}: it does not open: {error}"),
     };
@@ -167,14 +185,14 @@ fn check(life: &Life, cut: usize, how: Crash, rng: &mut Rng, name: &str) -> Birt
     if how == Crash::Process {
         // The kernel still has what was not synced, and may still lose it.
         let node = life.promised(cut, Crash::Sectors);
-        return Birth { start: life.start.clone(), journal, history, node };
+        return Birth { habit: life.habit, start: life.start.clone(), journal, history, node };
     }
-    Birth { start: images, journal: Vec::new(), history, node: commit }
+    Birth { habit: life.habit, start: images, journal: Vec::new(), history, node: commit }
 }
 
-fn every_cut(seed: u64, steps: usize) {
+fn every_cut(habit: Habit, seed: u64, steps: usize) {
     let mut rng = Rng(seed);
-    let life = live(Birth::first(), steps, &mut rng);
+    let life = live(Birth::first(habit), steps, &mut rng);
     for cut in 0..=life.journal.len() {
         for how in [Crash::Process, Crash::Sectors, Crash::Pages] {
             check(&life, cut, how, &mut rng, &format!("seed {seed}"));
@@ -183,9 +201,9 @@ fn every_cut(seed: u64, steps: usize) {
 }
 
 /// Several lives, each beginning with what the crash of the last one left.
-fn lives(seed: u64) {
+fn lives(habit: Habit, seed: u64) {
     let mut rng = Rng(seed);
-    let mut birth = Birth::first();
+    let mut birth = Birth::first(habit);
     for number in 0..4 {
         let name = format!("lives of seed {seed}, life {number}");
         let steps = 5 + rng.below(60);
@@ -203,14 +221,69 @@ fn lives(seed: u64) {
 #[test]
 fn every_write_and_sync_boundary() {
     for seed in 0..6 {
-        every_cut(seed, 60);
+        every_cut(Habit::Synced, seed, 60);
     }
 }
 
 #[test]
 fn crash_after_crash() {
     for seed in 1000..1400 {
-        lives(seed);
+        lives(Habit::Synced, seed);
+    }
+}
+
+/// What is stored through memory is noticed at the next operation of the disk, and lost or kept like what is written.
+#[test]
+fn every_boundary_while_the_tail_is_written_through_the_window() {
+    for seed in 0..2 {
+        every_cut(Habit::Windowed, seed, 60);
+    }
+    for seed in 1000..1100 {
+        lives(Habit::Windowed, seed);
+    }
+}
+
+/// Every life leaves a segment behind, and nobody compacts. What the next one reads must grow with the log and no faster.
+#[test]
+fn hundreds_of_crashes_leave_a_log_that_opens_in_bounded_work() {
+    let sim = Sim::new();
+    let mut model = Objects::new();
+    let mut rng = Rng(3);
+    for number in 0..300_u32 {
+        let (engine, recovery) = open(&sim, Habit::Synced).unwrap();
+        assert_eq!(recovery.commit, u64::from(number));
+        let mut tx = engine.begin(Access::Exclusive);
+        let (key, value) = (number.to_le_bytes().to_vec(), rng.bytes(200));
+        tx.put(&key, 1, &value).unwrap();
+        tx.commit().unwrap();
+        model.insert(key, (1, value));
+    }
+    sim.set_faults(Faults::default());
+    let (engine, _) = open(&sim, Habit::Synced).unwrap();
+    let segments = engine.summary().segments;
+    let (_, syncs, reads) = sim.counts();
+    assert!(segments >= 300, "{segments} segments only");
+    assert!(reads <= 6 * segments, "{reads} reads for {segments} segments");
+    assert!(syncs <= 2, "{syncs} syncs: all but the last life's was durable");
+    assert_eq!(contents(&engine.snapshot()).unwrap(), model);
+    // And one life with as many segments, none of which was ever synced: whatever of them a loss of power leaves, the log opens.
+    let (start, journal) = (sim.images(), sim.journal_len());
+    for number in 0..1500_u32 {
+        let mut tx = engine.begin(Access::Exclusive);
+        let (key, value) = ((number % 1000).to_le_bytes().to_vec(), rng.bytes(900));
+        tx.put(&key, 1, &value).unwrap();
+        tx.commit().unwrap();
+    }
+    assert!(engine.summary().segments > segments + 40, "{}", engine.summary().segments);
+    let journal = sim.journal().split_off(journal);
+    for how in [Crash::Sectors, Crash::Pages] {
+        let left = Sim::from_images(&crash(&start, &journal, how, &mut rng));
+        let (engine, recovery) = open(&left, Habit::Synced).unwrap();
+        let (_, _, reads) = left.counts();
+        let present = left.handles().len() as u64;
+        println!("{how:?}: {present} segments, commit {}, {reads} reads", recovery.commit);
+        assert!(recovery.commit >= 300 && contents(&engine.snapshot()).unwrap().len() >= 300);
+        assert!(reads <= 20 * present, "{reads} reads for {present} segments");
     }
 }
 
@@ -218,7 +291,7 @@ fn crash_after_crash() {
 #[test]
 fn seeds_that_once_failed() {
     for seed in [1_795_444_078_246_951_453, 1_795_444_159_910_057_132] {
-        lives(seed);
+        lives(Habit::Synced, seed);
     }
 }
 
@@ -237,9 +310,10 @@ fn soak() {
         if std::env::var_os("DENIZEN_SOAK_LOUD").is_some() {
             println!("seed {seed}");
         }
-        lives(seed);
+        let habit = if seed.is_multiple_of(4) { Habit::Windowed } else { Habit::Synced };
+        lives(habit, seed);
         if seed.is_multiple_of(50) {
-            every_cut(seed, 60);
+            every_cut(habit, seed, 60);
         }
         seed = seed.wrapping_add(1);
     }

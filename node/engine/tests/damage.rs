@@ -344,3 +344,52 @@ fn what_lies_behind_forged_records_is_not_taken_for_nothing() {
         Err(error) => assert!(matches!(error, StateError::Corrupt(_)), "{error}"),
     }
 }
+
+/// Copies hold no more than a piece of a large value in memory, and treat damage to it as to any other.
+#[test]
+fn large_values_are_copied_in_pieces() {
+    let sim = Sim::new();
+    let (engine, _) = open(&sim).unwrap();
+    let large = Rng(5).bytes((3 << 20) + 5);
+    for (key, value) in [(b"a".as_slice(), b"small".as_slice()), (b"b", &large), (b"c", b"small, too")] {
+        let mut tx = engine.begin(Access::Exclusive);
+        tx.put(key, 7, value).unwrap();
+        tx.commit().unwrap();
+    }
+    let model = contents(&engine.snapshot()).unwrap();
+    engine.seal().unwrap();
+    drop(engine);
+    let copy = |from: &Sim, damaged: Damaged| {
+        let target = Sim::new();
+        let options = CopyOptions { lineage: LINEAGE, segments: options().segments, damaged };
+        let offline = Offline::read(&from.handles(), Some(LINEAGE)).unwrap();
+        offline.copy_to(&target, &options, |_, _| {}).map(|copied| (copied, target))
+    };
+    let (copied, target) = copy(&sim, Damaged::Refuse).unwrap();
+    assert_eq!((copied.keys, copied.left_out.len()), (3, 0));
+    assert_eq!(contents(&open(&target).unwrap().0.snapshot()).unwrap(), model);
+    let salvage = Salvage::open(&sim.handles(), LINEAGE, 0).unwrap();
+    let target = Sim::new();
+    let options = CopyOptions { lineage: LINEAGE, segments: options().segments, damaged: Damaged::LeaveOut };
+    assert_eq!(salvage.copy_to(&target, &options).unwrap().keys, 3);
+    assert_eq!(contents(&open(&target).unwrap().0.snapshot()).unwrap(), model);
+    assert!(sim.longest_read() <= 1 << 20, "{} bytes at once", sim.longest_read());
+
+    let mut images = sim.images();
+    let place = |bytes: &Vec<u8>| bytes.windows(64).position(|some| some == &large[2 << 20..][..64]);
+    let (at, bytes) = images.values_mut().find_map(|bytes| Some((place(bytes)?, bytes))).unwrap();
+    bytes[at] ^= 1;
+    let spoiled = Sim::from_images(&images);
+    assert!(matches!(copy(&spoiled, Damaged::Refuse), Err(StateError::Corrupt(_))));
+    let (copied, target) = copy(&spoiled, Damaged::LeaveOut).unwrap();
+    assert_eq!((copied.keys, copied.left_out.len(), copied.kept.len()), (2, 1, 0));
+    assert!(open(&target).unwrap().0.snapshot().get(b"b").unwrap().is_none());
+    let (copied, target) = copy(&spoiled, Damaged::Keep).unwrap();
+    assert_eq!((copied.keys, copied.left_out.len(), copied.kept.len()), (3, 0, 1));
+    let (engine, _) = open(&target).unwrap();
+    assert!(
+        matches!(engine.snapshot().get(b"b"), Err(StateError::Corrupt(_))),
+        "it reads as if it were whole"
+    );
+    assert_eq!(engine.snapshot().get(b"c").unwrap().unwrap().bytes, b"small, too");
+}

@@ -5,7 +5,7 @@
 mod common;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use common::LINEAGE;
 use denizen_engine::storage::Directory;
@@ -27,10 +27,13 @@ fn device_bytes(path: &Path) -> Option<u64> {
     Some(text.split_whitespace().nth(6)?.parse::<u64>().ok()? * 512)
 }
 
-/// A directory on a disk. `/tmp` may be memory.
-fn on_disk() -> Option<tempfile::TempDir> {
+/// A directory on a disk, and the right to write there: one test at a time, because they count what the disk writes. `/tmp` may be
+/// memory.
+fn on_disk() -> Option<(tempfile::TempDir, MutexGuard<'static, ()>)> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir_in("/var/tmp").ok()?;
-    if dirtied_bytes() == 0 && device_bytes(dir.path()).is_none() { None } else { Some(dir) }
+    if dirtied_bytes() == 0 && device_bytes(dir.path()).is_none() { None } else { Some((dir, turn)) }
 }
 
 fn engine_in(dir: &Path) -> Engine {
@@ -58,7 +61,7 @@ fn bytes_per_commit(engine: &Engine, dir: &Path) -> (u64, Option<u64>) {
 
 #[test]
 fn a_small_synced_commit_writes_about_a_page() {
-    let Some(dir) = on_disk() else {
+    let Some((dir, _turn)) = on_disk() else {
         eprintln!("SKIPPED a_small_synced_commit_writes_about_a_page: /var/tmp is not on a disk that counts");
         return;
     };
@@ -85,36 +88,52 @@ fn a_small_synced_commit_writes_about_a_page() {
     assert!(dirtied <= 5000, "after reopening: {dirtied} bytes per commit of 64");
 }
 
-/// Pages that are populated ahead of commits that nobody syncs are written by the sync that comes after all: that must stay in
-/// proportion, and end there.
+/// What `step` makes the device write. Others write, too, so this is the least of several times.
+fn least_device_bytes(dir: &Path, mut step: impl FnMut()) -> u64 {
+    let mut once = || {
+        let before = device_bytes(dir).unwrap();
+        step();
+        device_bytes(dir).unwrap() - before
+    };
+    (0..30).map(|_| once()).min().unwrap()
+}
+
+/// Pages that are made ready ahead of commits that nobody syncs are written by the sync that comes after all: that must stay in
+/// proportion, and end there. Counted is what the device writes: a page cache in large pieces is dirtied by the piece, but what is
+/// written with plain writes reaches the disk by the block.
 #[test]
-fn pages_populated_ahead_at_most_double_what_a_sync_writes() {
-    let Some(dir) = on_disk() else {
+fn pages_made_ready_at_most_double_what_a_sync_writes() {
+    let Some((dir, _turn)) = on_disk().filter(|(dir, _)| device_bytes(dir.path()).is_some()) else {
         eprintln!(
-            "SKIPPED pages_populated_ahead_at_most_double_what_a_sync_writes: /var/tmp is not on a disk that counts"
+            "SKIPPED pages_made_ready_at_most_double_what_a_sync_writes: /var/tmp is not on a disk that counts"
         );
         return;
     };
     let engine = engine_in(dir.path());
     commit(&engine, b"first", b"");
     for commits in [50_u64, 200, 2000] {
-        let before = dirtied_bytes();
-        for n in 0..commits {
-            let mut tx = engine.begin(Access::Exclusive);
-            tx.put_bytes(&n.to_le_bytes(), &[7; 64]).unwrap();
-            tx.commit().unwrap();
-            engine.prepare(1 << 20);
-        }
-        engine.wait(u64::MAX, Durability::Node).unwrap();
-        let (dirtied, written) = (dirtied_bytes() - before, commits * 192);
-        println!("{commits} commits, {written} bytes: {dirtied} bytes dirtied");
-        assert!(dirtied <= 2 * written + 16384, "{dirtied} bytes dirtied for {written}");
-        let (each, _) = bytes_per_commit(&engine, dir.path());
-        assert!(each <= 5000, "after a stretch without syncs: {each} bytes per synced commit of 64");
+        let device = least_device_bytes(dir.path(), || {
+            for n in 0..commits {
+                let mut tx = engine.begin(Access::Exclusive);
+                tx.put_bytes(&n.to_le_bytes(), &[7; 64]).unwrap();
+                tx.commit().unwrap();
+                engine.prepare(1 << 20);
+            }
+            engine.wait(u64::MAX, Durability::Node).unwrap();
+        });
+        let written = commits * 192;
+        println!("{commits} commits, {written} bytes: {device} bytes written by the device");
+        assert!(device <= 2 * written + 16384, "{device} bytes for {written}");
+        let each = least_device_bytes(dir.path(), || {
+            for n in 0..8_u64 {
+                commit(&engine, &n.to_le_bytes(), &[7; 64]);
+            }
+        }) / 8;
+        // A whole piece would be 64 KiB.
+        assert!(each <= 12_000, "after a stretch without syncs: {each} bytes per synced commit of 64");
     }
 }
 
-/// Pages that were dirtied and synced before must not be written again by later commits.
 #[test]
 fn the_tenants_map_cannot_be_written() {
     let dir = tempfile::tempdir().unwrap();

@@ -82,9 +82,13 @@ fn files_survive_reopening_compaction_and_copies() {
     let listed = copy.files().unwrap();
     let listed: Vec<_> = listed.iter().map(|(path, entry)| (*path, entry.as_ref().unwrap())).collect();
     assert_eq!(listed, [(&b"dir"[..], &directory()), (b"dir/file", &file(8202, &[3, HOLE, 4]))]);
-    assert_eq!(copy.file(b"dir/file", 8202).unwrap(), Some(expected(9)));
-    assert!(matches!(copy.file(b"dir/file", 8201), Err(StateError::NoMemory { needed: 8202 })));
-    assert_eq!((copy.file(b"dir", 9).unwrap(), copy.file(b"none", 9).unwrap()), (None, None));
+    let entry = copy.file_entry(b"dir/file").unwrap().unwrap();
+    let pieces = entry.pieces().map(|piece| copy.file_piece(piece).unwrap().unwrap_or(vec![0; piece.1]));
+    assert_eq!(pieces.collect::<Vec<_>>().concat(), expected(9));
+    assert_eq!(copy.file_entry(b"dir").unwrap().as_ref(), Some(&directory()));
+    assert_eq!(copy.file_entry(b"none").unwrap(), None);
+    assert!(copy.file_piece((3, 4095)).is_err(), "a part of another length");
+    assert!(copy.file_piece((77, 1)).is_err(), "no part");
 }
 
 /// A capture runs inside of an invocation, whatever turn that has, and is neither part of it nor in its way.
@@ -115,6 +119,10 @@ fn files_count_against_the_quota() {
     let mut full = engine.write_files();
     let refused = full.put_part(3, &[1; 64 << 10]).unwrap_err();
     assert!(matches!(refused, StateError::QuotaExceeded { quota: 65_536, .. }), "{refused:?}");
+    engine.raise_quota(1);
+    assert!(full.put_part(3, &[1; 64 << 10]).is_err(), "a quota is never lowered");
+    engine.raise_quota(128 << 10);
+    full.put_part(3, &[1; 64 << 10]).unwrap();
     drop(full);
     assert_eq!(read(&engine.snapshot()), expected(1));
 }

@@ -51,7 +51,7 @@ pub(crate) struct Header {
 
 /// What the first bytes of a segment say.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Peek {
+pub(crate) enum HeaderPeek {
     /// Never written.
     Blank,
     /// A header of this many bytes.
@@ -99,29 +99,29 @@ impl Header {
     }
 
     /// Looks at the first [`PEEK_LEN`] bytes.
-    pub(crate) fn peek(bytes: &[u8]) -> Peek {
+    pub(crate) fn peek(bytes: &[u8]) -> HeaderPeek {
         if bytes.len() < PEEK_LEN {
-            return Peek::Damaged;
+            return HeaderPeek::Damaged;
         }
         if bytes[..PEEK_LEN].iter().all(|byte| *byte == 0) {
-            return Peek::Blank;
+            return HeaderPeek::Blank;
         }
         let mut fields = Fields(bytes);
         if fields.take() != MAGIC {
-            return Peek::Damaged;
+            return HeaderPeek::Damaged;
         }
         let _format = fields.u32();
         let len = fields.u32() as usize;
         if len == 0 || !len.is_multiple_of(HEADER_STEP) {
-            return Peek::Damaged;
+            return HeaderPeek::Damaged;
         }
-        Peek::Header(len)
+        HeaderPeek::Header(len)
     }
 
     /// The format of a whole header. Its length, its number and a checksum at its end are in every format at the same place, so that
     /// another format is told from damage.
     pub(crate) fn format(bytes: &[u8]) -> Option<u32> {
-        let Peek::Header(len) = Header::peek(bytes) else { return None };
+        let HeaderPeek::Header(len) = Header::peek(bytes) else { return None };
         let (checked, crc) = bytes.get(..len)?.split_at(len - CRC_LEN);
         (checksum(checked) == Fields(crc).u64()).then(|| Fields(&bytes[MAGIC.len()..]).u32())
     }
@@ -131,7 +131,7 @@ impl Header {
         if Header::format(bytes) != Some(FORMAT) {
             return None;
         }
-        let Peek::Header(len) = Header::peek(bytes) else { return None };
+        let HeaderPeek::Header(len) = Header::peek(bytes) else { return None };
         let checked = &bytes[..len - CRC_LEN];
         let mut fields = Fields(&checked[PEEK_LEN..]);
         let lineage = Lineage(fields.take());
@@ -156,8 +156,6 @@ impl Header {
         header_len(self.listed.len()) as u64
     }
 }
-
-pub(crate) use Peek as HeaderPeek;
 
 #[cfg(test)]
 mod tests {

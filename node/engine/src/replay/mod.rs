@@ -9,15 +9,16 @@
 //! owner, who saw the replies, can say what it knows to have been durable: [`crate::Options::durable_at_least`].
 
 mod reader;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub(crate) use reader::{Cursor, EAGER_LEN, Found, Records, Stop};
 
-use crate::error::{Damage, Operation, ShownKey};
+use crate::error::{Damage, Operation};
 use crate::format::{Header, HeaderPeek, Lineage, Listed, PEEK_LEN, PartKind, RecordHead};
-use crate::index::Item;
 use crate::ledger::{Ledger, Trees};
 use crate::storage::Segment;
 use crate::{FORMAT, MAX_SEGMENT_LEN, StateError};
@@ -47,7 +48,7 @@ pub(crate) struct Replayed {
     /// Segments that are not part of the log (any more).
     pub(crate) unlisted: Vec<u64>,
     /// Those of them in which nothing was ever written and that no header knows: spares of an earlier life.
-    pub(crate) blank: Vec<u64>,
+    pub(crate) blank: BTreeSet<u64>,
     /// Values that do not fit their checksums; reading them is an error, and putting them anew heals it.
     pub(crate) damaged: Vec<Damage>,
     /// Whether something that was never durable was cut.
@@ -131,34 +132,79 @@ pub(crate) fn replay(
     lineage: Option<Lineage>,
 ) -> Result<Replayed, StateError> {
     let sorted = read_headers(segments, lineage)?;
-    let next_ordinal = sorted.headed.last().map_or(1, |one| one.header.ordinal + 1);
-    let mut candidates: Vec<&Headed> = sorted.headed.iter().collect();
+    let next_ordinal = sorted.headed.last().map_or(1, |one| one.header.ordinal.saturating_add(1));
+    let mut known = Known::new(segments, &sorted);
+    let mut candidates = sorted.headed.as_slice();
     let mut durable = 0;
     let mut torn = false;
     let mut believed = u64::MAX;
-    loop {
-        let Some(newest) = candidates.last() else {
-            let replayed = Replayed::empty(lineage, next_ordinal);
-            return replayed.finish(segments, &sorted);
-        };
+    // The first attempt nearly always holds, so it builds the index at once. After one that does not, attempts only look, until one holds.
+    let mut builds = true;
+    while let Some(newest) = candidates.last() {
         let mut survey = survey(newest, durable)?;
         durable = survey.durable;
         survey.retired.retain(|_, seq| *seq <= believed);
-        let mut run = Run { replayed: Replayed::empty(Some(newest.header.lineage), next_ordinal), durable };
+        let mut run =
+            Run { replayed: Replayed::empty(Some(newest.header.lineage), next_ordinal), durable, builds };
         run.replayed.torn = torn;
-        match run.all(newest, &survey, &candidates, segments)? {
+        match run.all(newest, &survey, &mut known)? {
             None if survey.retired.values().any(|seq| *seq > run.replayed.seq) => {
                 // A part behind the cut retired a segment: it is needed after all.
                 believed = run.replayed.seq;
+                builds = false;
             }
-            None => return run.replayed.finish(segments, &sorted),
+            None if builds => return run.replayed.finish(segments, &sorted),
+            None => builds = true,
             Some(last_ordinal) => {
                 // A segment in the middle was never durable to its end: what came after it never was either, so the log is what
-                // that segment saw.
-                candidates.retain(|one| one.header.ordinal <= last_ordinal);
+                // that segment saw. Whatever a header says, it is an older one.
+                let last_ordinal = last_ordinal.min(newest.header.ordinal.saturating_sub(1));
+                candidates =
+                    &candidates[..candidates.partition_point(|one| one.header.ordinal <= last_ordinal)];
                 torn = true;
+                builds = false;
             }
         }
+    }
+    Replayed::empty(lineage, next_ordinal).finish(segments, &sorted)
+}
+
+/// Bytes of segments that may be read again because headers disagree about where they end, in lengths of all segments. A crash makes two
+/// headers disagree; what a sandbox wrote may make all of them.
+const AGAIN: u64 = 4;
+
+/// What attempts to read the log share.
+struct Known<'a> {
+    present: BTreeSet<u64>,
+    headed: BTreeMap<u64, &'a Headed>,
+    /// Segments that are whole up to where a header says that they end.
+    whole: BTreeMap<u64, Listed>,
+    /// How many bytes may still be read again.
+    again: u64,
+}
+
+impl<'a> Known<'a> {
+    fn new(segments: &[Arc<dyn Segment>], sorted: &'a Sorted) -> Known<'a> {
+        let bytes = segments.iter().fold(0_u64, |sum, segment| sum.saturating_add(segment.capacity()));
+        Known {
+            present: segments.iter().map(|segment| segment.id()).collect(),
+            headed: sorted.headed.iter().map(|one| (one.header.id, one)).collect(),
+            whole: BTreeMap::new(),
+            again: bytes.saturating_mul(AGAIN),
+        }
+    }
+
+    /// Whether a segment of `capacity` bytes is known to be whole up to there. If it is known to be whole up to somewhere else, it is
+    /// about to be read again.
+    fn is_whole(&mut self, listed: &Listed, capacity: u64) -> Result<bool, StateError> {
+        let Some(whole) = self.whole.get(&listed.id) else { return Ok(false) };
+        if whole == listed {
+            return Ok(true);
+        }
+        let left = self.again.checked_sub(capacity);
+        let why = "too many headers disagree about where it ends";
+        self.again = left.ok_or_else(|| StateError::damage(listed.id, 0, None, why))?;
+        Ok(false)
     }
 }
 
@@ -173,7 +219,7 @@ fn survey(newest: &Headed, durable: u64) -> Result<Survey, StateError> {
     let header = &newest.header;
     let mut records = Records::new(&*newest.segment, header.lineage);
     let mut survey = Survey { retired: BTreeMap::new(), durable: durable.max(header.durable) };
-    let mut cursor = Cursor { at: header.len(), seq: header.base_seq, chain: header.base_chain };
+    let mut cursor = Cursor::first(header);
     loop {
         match records.next(&cursor) {
             Ok(head) => {
@@ -183,7 +229,7 @@ fn survey(newest: &Headed, durable: u64) -> Result<Survey, StateError> {
                         survey.retired.extend(retired_id(&part).map(|id| (id, head.seq)));
                     }
                 }
-                cursor = Cursor { at: cursor.at + head.len, seq: head.seq, chain: head.crc };
+                cursor = Cursor::behind(cursor.at, &head);
             }
             Err(Stop::Fatal(error)) => return Err(error),
             Err(Stop::Broken(_)) => break,
@@ -206,6 +252,8 @@ pub(crate) fn retired_id(part: &Found) -> Option<u64> {
 struct Run {
     replayed: Replayed,
     durable: u64,
+    /// Whether records are applied, and not only looked at.
+    builds: bool,
 }
 
 impl Run {
@@ -214,37 +262,43 @@ impl Run {
         &mut self,
         newest: &Headed,
         survey: &Survey,
-        candidates: &[&Headed],
-        segments: &[Arc<dyn Segment>],
+        known: &mut Known<'_>,
     ) -> Result<Option<u64>, StateError> {
         self.replayed.durable = self.durable;
-        for listed in &newest.header.listed {
-            if survey.retired.contains_key(&listed.id) {
+        for listed in newest.header.listed.iter().filter(|listed| !survey.retired.contains_key(&listed.id)) {
+            let candidate = known.headed.get(&listed.id).copied();
+            let Some(headed) = candidate.filter(|one| one.header.ordinal <= newest.header.ordinal) else {
+                return self.without_header(listed, newest, known).map(Some);
+            };
+            if !self.builds && known.is_whole(listed, headed.header.capacity)? {
                 continue;
             }
-            let Some(headed) = candidates.iter().find(|one| one.header.id == listed.id) else {
-                if !segments.iter().any(|segment| segment.id() == listed.id) {
-                    return Err(StateError::MissingSegment { segment: listed.id });
-                }
-                if listed.base_seq >= self.durable {
-                    // Its header was never durable, so nothing behind it was.
-                    // What was begun before it counts, and also what the newest does not list any more: a record that
-                    // retired it would have been in the segment that is lost, or later.
-                    let before = candidates.iter().filter(|one| {
-                        one.header.base_seq <= listed.base_seq && one.header.ordinal < newest.header.ordinal
-                    });
-                    return Ok(Some(before.map(|one| one.header.ordinal).max().unwrap_or(0)));
-                }
-                return Err(StateError::damage(listed.id, 0, None, "the header does not fit its checksum"));
-            };
             let end = self.segment(headed, Some(listed))?;
             if end.at != listed.end || end.seq != listed.last_seq || end.chain != listed.end_chain {
                 return Ok(Some(headed.header.ordinal));
             }
+            known.whole.insert(listed.id, *listed);
         }
         let end = self.segment(newest, None)?;
         (self.replayed.seq, self.replayed.chain) = (end.seq, end.chain);
         Ok(None)
+    }
+
+    /// Where the log ends if a listed segment has no header.
+    fn without_header(&self, listed: &Listed, newest: &Headed, known: &Known<'_>) -> Result<u64, StateError> {
+        if !known.present.contains(&listed.id) {
+            return Err(StateError::MissingSegment { segment: listed.id });
+        }
+        if listed.base_seq < self.durable {
+            return Err(StateError::damage(listed.id, 0, None, "the header does not fit its checksum"));
+        }
+        // Its header was never durable, so nothing behind it was. What was begun before it counts, and also what the newest does not list
+        // any more: a record that retired it would have been in the segment that is lost, or later.
+        let headers = known.headed.values().map(|one| &one.header);
+        let before = headers
+            .filter(|one| one.base_seq <= listed.base_seq && one.ordinal < newest.header.ordinal)
+            .map(|one| one.ordinal);
+        Ok(before.max().unwrap_or(0))
     }
 
     /// Applies the records of one segment; returns where they end.
@@ -253,13 +307,13 @@ impl Run {
         let slot = u32::try_from(self.replayed.sources.len()).unwrap_or(u32::MAX);
         self.replayed.ledger.open(slot);
         let mut records = Records::new(&*headed.segment, header.lineage);
-        let mut cursor = Cursor { at: header.len(), seq: header.base_seq, chain: header.base_chain };
+        let mut cursor = Cursor::first(header);
         let broken = loop {
             if listed.is_some_and(|listed| cursor.at == listed.end) {
                 break None;
             }
             match self.record(&mut records, &cursor, slot) {
-                Ok(head) => cursor = Cursor { at: cursor.at + head.len, seq: head.seq, chain: head.crc },
+                Ok(head) => cursor = Cursor::behind(cursor.at, &head),
                 Err(Stop::Fatal(error)) => return Err(error),
                 Err(Stop::Broken(why)) => break Some(why),
             }
@@ -296,14 +350,13 @@ impl Run {
         if !vouched && fits.contains(&Some(false)) {
             return Err(Stop::Broken("a value of the last commits does not fit its checksum"));
         }
+        if !self.builds {
+            return Ok(head);
+        }
         for (part, fits) in parts.iter().zip(fits) {
             if fits == Some(false) {
-                self.replayed.damaged.push(Damage {
-                    segment: records.segment.id(),
-                    offset: part.value_at,
-                    key: Some(ShownKey(part.key.to_vec())),
-                    why: "a value does not fit its checksum",
-                });
+                let (segment, offset) = (records.segment.id(), part.value_at);
+                self.replayed.damaged.push(Damage::of_value(segment, offset, &part.key));
             }
             self.replayed.apply(slot, &head, part, fits != Some(true));
         }
@@ -323,25 +376,14 @@ impl Replayed {
             durable: 0,
             next_ordinal,
             unlisted: Vec::new(),
-            blank: Vec::new(),
+            blank: BTreeSet::new(),
             damaged: Vec::new(),
             torn: false,
         }
     }
 
     pub(crate) fn apply(&mut self, slot: u32, head: &RecordHead, part: &Found, unread: bool) {
-        let or = |own: u64, record: u64| if own == 0 { record } else { own };
-        let item = Item {
-            slot,
-            at: Item::position(part.value_at),
-            cell: self.ledger.next_cell(slot),
-            unread,
-            len: part.head.value_len,
-            version: or(part.head.version, head.seq),
-            fingerprint: part.head.fingerprint,
-            time_ms: or(part.head.time_ms, head.time_ms),
-            value_crc: part.head.value_crc,
-        };
+        let item = part.item(slot, self.ledger.next_cell(slot), head, unread);
         self.ledger.apply(&mut self.trees, slot, part.head.kind, &part.key, item);
     }
 
@@ -351,12 +393,13 @@ impl Replayed {
         else {
             return self.only_blanks(segments, sorted);
         };
+        let lists = sorted.headed.iter().flat_map(|one| &one.header.listed);
+        let listed: BTreeSet<u64> = lists.map(|listed| listed.id).collect();
         for (segment, _) in &sorted.headless {
             let mut records = Records::new(&**segment, lineage);
             let mut at = 0;
-            let listed = |one: &Headed| one.header.listed.iter().any(|listed| listed.id == segment.id());
-            if segment.next_data(0).is_none() && !sorted.headed.iter().any(listed) {
-                self.blank.push(segment.id());
+            if segment.next_data(0).is_none() && !listed.contains(&segment.id()) {
+                self.blank.insert(segment.id());
             }
             while let Some((found, head)) = records.scan(at)? {
                 // The header of the first segment was durable before there were records.

@@ -2,7 +2,8 @@
 
 use crate::StateError;
 use crate::error::Operation;
-use crate::format::{Lineage, Part, PartError, Parts, Place, RECORD_LEN, RecordHead, checksum};
+use crate::format::{Header, Lineage, Part, PartError, Parts, Place, RECORD_LEN, RecordHead, checksum};
+use crate::index::Item;
 use crate::segment::ReadChecksum;
 use crate::storage::Segment;
 
@@ -39,6 +40,18 @@ pub(crate) enum Stop {
     Broken(&'static str),
     /// Nothing can be said, or it is known that something is wrong.
     Fatal(StateError),
+}
+
+impl Cursor {
+    /// Before the first record of a segment.
+    pub(crate) fn first(header: &Header) -> Cursor {
+        Cursor { at: header.len(), seq: header.base_seq, chain: header.base_chain }
+    }
+
+    /// Behind a record at `at`.
+    pub(crate) fn behind(at: u64, head: &RecordHead) -> Cursor {
+        Cursor { at: at + head.len, seq: head.seq, chain: head.crc }
+    }
 }
 
 impl From<StateError> for Stop {
@@ -243,6 +256,22 @@ impl Found {
 
     fn new(record_at: u64, part: &Part<'_>) -> Found {
         Found { head: part.head, key: part.key.into(), value_at: record_at + part.value_at }
+    }
+
+    /// What an index says of it: a part of the record `head` in the segment in `slot`.
+    pub(crate) fn item(&self, slot: u32, cell: u32, head: &RecordHead, unread: bool) -> Item {
+        let own = |own: u64, record: u64| if own == 0 { record } else { own };
+        Item {
+            slot,
+            at: Item::position(self.value_at),
+            cell,
+            unread,
+            len: self.head.value_len,
+            version: own(self.head.version, head.seq),
+            fingerprint: self.head.fingerprint,
+            time_ms: own(self.head.time_ms, head.time_ms),
+            value_crc: self.head.value_crc,
+        }
     }
 }
 

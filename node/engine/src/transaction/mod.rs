@@ -256,7 +256,8 @@ impl Transaction {
     /// # Errors
     /// As [`Transaction::put`].
     pub fn remember_reply(&mut self, key: &[u8], reply: Reply<'_>) -> Result<(), StateError> {
-        self.set(Table::Replies, key, 0, &reply.encode())
+        // Where the index has it, too.
+        self.set(Table::Replies, key, reply.expires_ms, &reply.encode())
     }
 
     /// The reply that is remembered under an idempotency key, expired or not, own writes included.

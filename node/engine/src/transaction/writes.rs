@@ -10,7 +10,7 @@ use crate::error::ShownKey;
 use crate::format::{PartKind, checksum, cost_in_log};
 use crate::index::Item;
 use crate::ledger::Trees;
-use crate::log::Out;
+use crate::out::{Content, Out};
 use crate::state::{KeyInfo, Value};
 use crate::tables::{STAMP_LEN, TABLES, Table, UNSTAMPED};
 use crate::{AlignedBuf, StateError};
@@ -376,7 +376,7 @@ fn set<'a>(table: Table, key: Cow<'a, [u8]>, pending: &'a Pending) -> Out<'a> {
     Out {
         kind: PartKind::setting(table),
         key,
-        value: pending.bytes(),
+        value: Content::Bytes(pending.bytes()),
         fingerprint: pending.fingerprint,
         version: 0,
         time_ms: 0,

@@ -1,16 +1,17 @@
 //! A disk in memory. It keeps what was written and what was synced apart, so that a test can rebuild it as it may have stood after a
 //! loss of power at any instant, and it fails on command.
 //!
-//! Model of a loss of power: what a sync covered is there. Of everything written since, each sector (512 bytes) or page (4
-//! KiB) may hold any
-//! of the states that it went through, independently of all others: so later writes may survive earlier ones, and one write may be torn.
+//! Model of a loss of power: what a sync covered is there. Of everything written since, each sector (512 bytes) or page (4 KiB) may
+//! hold any of the states that it went through, independently of all others: so later writes may survive earlier ones, and one write
+//! may be torn.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, Weak};
 
-use denizen_engine::AlignedBuf;
 use denizen_engine::storage::{Map, Segment, Storage};
 
 use super::Rng;
@@ -45,18 +46,48 @@ struct Disk {
     writes: u64,
     syncs: u64,
     reads: u64,
+    longest_read: usize,
     made: u64,
+    /// Whether segments may be written through memory, too. Then what the journal knows of each is kept here.
+    windows: bool,
+    known: BTreeMap<u64, Vec<u8>>,
+}
+
+/// What is written through memory is noticed in pieces of this size.
+const SECTOR: usize = 512;
+
+impl Disk {
+    /// Writes down what was written through memory since the last time.
+    fn notice(&mut self) {
+        if !self.windows {
+            return;
+        }
+        for (id, segment) in &self.segments {
+            let mut now = vec![0; segment.capacity as usize];
+            segment.read_plain(&mut now, 0);
+            let known = self.known.entry(*id).or_insert_with(|| vec![0; now.len()]);
+            let sectors = now.chunks(SECTOR).zip(known.chunks(SECTOR)).enumerate();
+            let other =
+                sectors.filter(|(_, (now, known))| now != known).map(|(at, (now, _))| (at, now.to_vec()));
+            self.journal.extend(other.map(|(at, bytes)| {
+                let offset = (at * SECTOR) as u64;
+                Op::Write { segment: *id, offset, bytes }
+            }));
+            *known = now;
+        }
+    }
 }
 
 /// The disk; clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Sim(Arc<Mutex<Disk>>);
 
-/// Bytes that are written through a pointer while others read elsewhere in them.
+/// Bytes that are written through a pointer while others read elsewhere in them: a file in memory, so that it can be mapped again.
 #[derive(Debug)]
 struct Memory {
     base: NonNull<u8>,
-    _owner: Mutex<AlignedBuf>,
+    file: File,
+    _owner: memmap2::MmapRaw,
 }
 
 // SAFETY: the engine never reads where it writes at the same time, and the test disk writes only for the engine.
@@ -75,10 +106,11 @@ struct SimSegment {
 
 impl SimSegment {
     fn new(disk: &Sim, id: u64, bytes: &[u8]) -> Arc<SimSegment> {
-        let mut owner = AlignedBuf::zeroed(bytes.len()).unwrap();
-        owner.copy_from_slice(bytes);
+        let file = File::from(rustix::fs::memfd_create("segment", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).unwrap();
+        let owner = memmap2::MmapOptions::new().map_raw(&file).unwrap();
         let base = NonNull::new(owner.as_mut_ptr()).unwrap();
-        let memory = Arc::new(Memory { base, _owner: Mutex::new(owner) });
+        let memory = Arc::new(Memory { base, file, _owner: owner });
         Arc::new(SimSegment { id, capacity: bytes.len() as u64, memory, disk: Arc::downgrade(&disk.0) })
     }
 
@@ -89,7 +121,7 @@ impl SimSegment {
     fn poke(&self, offset: u64, bytes: &[u8]) {
         let offset = usize::try_from(offset).unwrap();
         assert!(offset + bytes.len() <= self.capacity as usize, "a write beyond the end");
-        // SAFETY: inside the block; nobody reads bytes that were not written yet, and none is written twice while the engine lives.
+        // SAFETY: inside the block; nobody reads bytes that were not written yet, and nobody writes others while the engine lives.
         unsafe { self.memory.base.as_ptr().add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
     }
 }
@@ -101,12 +133,28 @@ impl Sim {
         sim
     }
 
+    /// Lets segments be written through memory, as files are.
+    pub fn allow_windows(&self) {
+        let mut disk = self.0.lock().unwrap();
+        disk.windows = true;
+        let segments: Vec<_> = disk.segments.values().cloned().collect();
+        for segment in segments {
+            let mut bytes = vec![0; segment.capacity as usize];
+            segment.read_plain(&mut bytes, 0);
+            disk.known.insert(segment.id, bytes);
+        }
+    }
+
     pub fn journal(&self) -> Vec<Op> {
-        self.0.lock().unwrap().journal.clone()
+        let mut disk = self.0.lock().unwrap();
+        disk.notice();
+        disk.journal.clone()
     }
 
     pub fn journal_len(&self) -> usize {
-        self.0.lock().unwrap().journal.len()
+        let mut disk = self.0.lock().unwrap();
+        disk.notice();
+        disk.journal.len()
     }
 
     pub fn set_faults(&self, faults: Faults) {
@@ -118,6 +166,11 @@ impl Sim {
     pub fn counts(&self) -> (u64, u64, u64) {
         let disk = self.0.lock().unwrap();
         (disk.writes, disk.syncs, disk.reads)
+    }
+
+    /// The most bytes that were asked for at once.
+    pub fn longest_read(&self) -> usize {
+        self.0.lock().unwrap().longest_read
     }
 
     /// The bytes of all segments, spares left out.
@@ -206,8 +259,12 @@ impl Segment for SimSegment {
         disk.writes += 1;
         let fails = disk.faults.write == Some(disk.writes);
         let bytes = if fails { &bytes[..bytes.len() / 2] } else { bytes };
+        disk.notice();
         disk.journal.push(Op::Write { segment: self.id, offset, bytes: bytes.to_vec() });
         self.poke(offset, bytes);
+        if let Some(known) = disk.known.get_mut(&self.id) {
+            known[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        }
         if fails { Err(io::Error::other("the test disk fails to write")) } else { Ok(()) }
     }
 
@@ -215,6 +272,7 @@ impl Segment for SimSegment {
         let disk = self.disk();
         let mut disk = disk.lock().unwrap();
         disk.reads += 1;
+        disk.longest_read = disk.longest_read.max(bytes.len());
         if disk.faults.read == Some(disk.reads) {
             return Err(io::Error::other("the test disk fails to read"));
         }
@@ -232,14 +290,20 @@ impl Segment for SimSegment {
         if disk.faults.sync == Some(disk.syncs) {
             return Err(io::Error::other("the test disk fails to sync"));
         }
+        disk.notice();
         disk.journal.push(Op::Sync { segment: self.id });
         Ok(())
     }
 
     fn map(&self) -> io::Result<Map> {
         let len = self.capacity as usize;
-        // SAFETY: the block lives as long as `memory`, is 16-aligned, and the engine writes no byte twice.
+        // SAFETY: the block lives as long as `memory`, is 16-aligned, and the engine writes nothing that a reader sees.
         Ok(unsafe { Map::from_raw(self.memory.base, len, self.memory.clone()) })
+    }
+
+    fn writable_file(&self) -> Option<BorrowedFd<'_>> {
+        let windows = self.disk().lock().unwrap().windows;
+        windows.then(|| self.memory.file.as_fd())
     }
 
     fn next_data(&self, offset: u64) -> Option<u64> {
@@ -270,6 +334,7 @@ impl Storage for Sim {
 
     fn retire(&self, id: u64) {
         let mut disk = self.0.lock().unwrap();
+        disk.notice();
         disk.journal.push(Op::Retire { segment: id });
         disk.segments.remove(&id);
     }
