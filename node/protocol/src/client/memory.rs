@@ -1,6 +1,10 @@
 //! What a client remembers from one connection to the next: where functions stand in their table, and the highest epoch of each process.
+//!
+//! The epochs belong to the client and not to a connection: what one of its connections has seen, none of the others may go back
+//! behind, also while both are open. Where functions stand is each connection's own, since two processes may run two images.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::limits::{MAX_EPOCHS, MAX_FUNCTIONS};
 use crate::violation::Violation;
@@ -11,12 +15,31 @@ pub struct Memory {
     /// Tag of the table; 0 if none is known.
     table: u64,
     functions: HashMap<String, u32>,
+    epochs: Epochs,
+}
+
+/// The highest epoch that was seen of each process of an application. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Epochs(Arc<Mutex<Seen>>);
+
+#[derive(Debug, Default)]
+struct Seen {
     epochs: HashMap<String, u64>,
     /// Names in `epochs`, the one that was added first in front.
     order: VecDeque<String>,
 }
 
 impl Memory {
+    /// One that shares what other connections of the same client have seen.
+    pub fn sharing(epochs: &Epochs) -> Memory {
+        Memory { epochs: epochs.clone(), ..Memory::default() }
+    }
+
+    /// What this one shares with others.
+    pub fn epochs(&self) -> &Epochs {
+        &self.epochs
+    }
+
     /// The table and index of a function, if they are known.
     pub fn function(&self, name: &str) -> Option<(u64, u32)> {
         self.functions.get(name).map(|index| (self.table, *index))
@@ -24,7 +47,7 @@ impl Memory {
 
     /// The highest epoch seen of a process; 0 if none was.
     pub fn epoch(&self, process: &str) -> u64 {
-        self.epochs.get(process).copied().unwrap_or(0)
+        self.epochs.of(process)
     }
 
     pub(crate) fn learn_function(&mut self, table: u64, name: &str, index: u32) {
@@ -52,9 +75,31 @@ impl Memory {
     ///
     /// # Errors
     /// [`Violation::StaleEpoch`] if a higher one was seen.
-    pub(crate) fn saw(&mut self, process: &str, epoch: u64) -> Result<(), Violation> {
-        let seen = self.epoch(process);
-        if epoch == 0 || epoch == seen {
+    pub(crate) fn saw(&self, process: &str, epoch: u64) -> Result<(), Violation> {
+        if epoch == 0 { Ok(()) } else { self.epochs.seen().saw(process, epoch) }
+    }
+}
+
+impl Epochs {
+    /// The highest epoch seen of a process; 0 if none was.
+    pub fn of(&self, process: &str) -> u64 {
+        self.seen().of(process)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        // Nothing in here is half done when something panics.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seen {
+    fn of(&self, process: &str) -> u64 {
+        self.epochs.get(process).copied().unwrap_or(0)
+    }
+
+    fn saw(&mut self, process: &str, epoch: u64) -> Result<(), Violation> {
+        let seen = self.of(process);
+        if epoch == seen {
             return Ok(());
         }
         if epoch < seen {
@@ -78,7 +123,7 @@ mod tests {
 
     #[test]
     fn epochs_only_grow() {
-        let mut memory = Memory::default();
+        let memory = Memory::default();
         memory.saw("p", 5).unwrap();
         memory.saw("p", 5).unwrap();
         memory.saw("p", 0).unwrap();
@@ -89,12 +134,25 @@ mod tests {
     }
 
     #[test]
+    fn what_one_connection_has_seen_holds_for_the_others() {
+        let (one, stranger) = (Memory::default(), Memory::default());
+        let (other, again) = (Memory::sharing(one.epochs()), one.clone());
+        other.saw("p", 5).unwrap();
+        assert_eq!(one.saw("p", 4), Err(Violation::StaleEpoch { got: 4, seen: 5 }));
+        assert_eq!((one.epoch("p"), again.epoch("p"), stranger.epoch("p")), (5, 5, 0));
+        one.saw("p", 6).unwrap();
+        other.saw("p", 5).unwrap_err();
+    }
+
+    #[test]
     fn memory_is_bounded() {
         let mut memory = Memory::default();
         for n in 0..2 * MAX_EPOCHS {
             memory.saw(&n.to_string(), 1).unwrap();
         }
-        assert_eq!((memory.epochs.len(), memory.order.len()), (MAX_EPOCHS, MAX_EPOCHS));
+        let seen = memory.epochs.seen();
+        assert_eq!((seen.epochs.len(), seen.order.len()), (MAX_EPOCHS, MAX_EPOCHS));
+        drop(seen);
         for n in 0..2 * MAX_FUNCTIONS {
             memory.learn_function(1, &n.to_string(), 0);
         }

@@ -5,5 +5,5 @@ mod memory;
 mod session;
 
 pub use connection::{Call, Connection, Event, Fate, Lost, Unfinished};
-pub use memory::Memory;
+pub use memory::{Epochs, Memory};
 pub use session::{Next, Resume, Session, Target, resume};

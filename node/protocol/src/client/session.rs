@@ -9,7 +9,7 @@ use crate::violation::Violation;
 use denizen_abi::{Blame, Retry};
 
 use super::connection::{Connection, Fate, Lost, Unfinished};
-use super::memory::Memory;
+use super::memory::{Epochs, Memory};
 
 /// Where a session begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,8 +69,13 @@ pub struct Session {
 impl Session {
     /// A session that has not connected yet.
     pub fn new(target: Target) -> Session {
+        Session::sharing(target, &Epochs::default())
+    }
+
+    /// One of several that belong to one client, and share what was seen of epochs.
+    pub fn sharing(target: Target, epochs: &Epochs) -> Session {
         let address = target.address.clone();
-        Session { target, address, memory: Memory::default(), moves: 0, failures: 0 }
+        Session { target, address, memory: Memory::sharing(epochs), moves: 0, failures: 0 }
     }
 
     /// Where to connect now.
@@ -93,7 +98,7 @@ impl Session {
     /// # Errors
     /// [`Violation`] if a text of the HELLO breaks its rule.
     pub fn greet(&mut self, out: &mut Vec<u8>) -> Result<Connection, Violation> {
-        Connection::open(&self.target.hello, std::mem::take(&mut self.memory), out)
+        Connection::open(&self.target.hello, self.memory.clone(), out)
     }
 
     /// The connection was accepted: what went wrong before is forgotten.
@@ -122,11 +127,14 @@ impl Session {
         (next, lost.unfinished)
     }
 
-    /// The server drained the connection and it is closed.
-    pub fn drained(&mut self, notice: &Drain, lost: Lost, random: u64) -> (Next, Vec<Unfinished>) {
-        self.memory = lost.memory;
-        let next = self.follow(notice.address.as_deref(), notice.epoch, random);
-        (next, lost.unfinished)
+    /// The server drains the connection: where new calls are made, while those that it has accepted end on the old one.
+    pub fn draining(&mut self, notice: &Drain, random: u64) -> Next {
+        self.follow(notice.address.as_deref(), notice.epoch, random)
+    }
+
+    /// A connection that was drained is closed. The next one stands already, or will be asked for.
+    pub fn left(&mut self, lost: Lost) -> Vec<Unfinished> {
+        lost.unfinished
     }
 
     /// The server refused the connection, or gave it up.
@@ -202,11 +210,30 @@ mod tests {
     #[test]
     fn a_move_to_an_owner_of_the_past_is_not_followed() {
         let mut session = session();
-        let mut memory = Memory::default();
-        memory.saw("p", 7).unwrap();
+        session.memory().saw("p", 7).unwrap();
+        let memory = session.memory().clone();
         let (next, _) = session.moved(&to("old:1", 6), Lost { memory, ..nothing() }, 0);
         assert!(matches!(next, Next::Connect { address, after_ms } if address == "a:1" && after_ms > 0));
         assert_eq!(session.memory().epoch("p"), 7, "what was known stays known");
+    }
+
+    #[test]
+    fn a_drain_sends_new_calls_elsewhere_while_the_old_ones_end() {
+        let mut session = session();
+        let notice = |address: Option<&str>, epoch| Drain {
+            address: address.map(str::to_owned),
+            epoch,
+            ..Drain::new(crate::frame::DrainReason::Moved)
+        };
+        let next = session.draining(&notice(Some("b:2"), 0), 0);
+        assert_eq!(next, Next::Connect { address: "b:2".to_owned(), after_ms: 0 });
+        let next = session.draining(&notice(None, 0), 0);
+        assert!(matches!(next, Next::Connect { address, after_ms } if address == "b:2" && after_ms > 0));
+        session.memory().saw("p", 7).unwrap();
+        let next = session.draining(&notice(Some("old:1"), 6), 0);
+        assert!(matches!(next, Next::Connect { address, .. } if address == "b:2"), "an owner of the past");
+        let call = Unfinished { id: 3, fate: Fate::Unknown, keyed: false, reply_begun: false };
+        assert_eq!(session.left(Lost { unfinished: vec![call.clone()], ..nothing() }), [call]);
     }
 
     #[test]

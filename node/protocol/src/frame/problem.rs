@@ -49,6 +49,12 @@ kinds! {
     UNKNOWN_FUNCTION = "unknown-function" Caller Never;
     /// The input is over its limit.
     BODY_TOO_LARGE = "body-too-large" Caller Never;
+    /// The idempotency key stands for another call.
+    KEY_REUSED = "key-reused" Caller Never;
+    /// An earlier call with the same idempotency key runs, and this one has waited for it until its deadline.
+    IN_PROGRESS = "in-progress" Caller Safe;
+    /// On an unbound connection: a call with an idempotency key names no process.
+    PROCESS_NEEDED = "process-needed" Caller Never;
     /// The caller cancelled, or its connection ended.
     CALLER_GONE = "caller-gone" Caller Unknown;
     /// The deadline of the call passed.
@@ -57,6 +63,8 @@ kinds! {
     SANDBOX_LOST = "sandbox-lost" Function Unknown;
     /// Too many calls wait, or too many connections are open.
     OVERLOADED = "overloaded" Host Safe;
+    /// The process is about to be given up or swapped out, and had not read the whole call.
+    DRAINING = "draining" Host Safe;
     /// The node stops.
     SHUTTING_DOWN = "shutting-down" Host Safe;
 }

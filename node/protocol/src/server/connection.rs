@@ -211,6 +211,11 @@ impl Connection {
         self.ledger.calls.len()
     }
 
+    /// Whether a call came and has not ended.
+    pub fn is_in_flight(&self, id: u64) -> bool {
+        self.ledger.calls.contains_key(&id)
+    }
+
     /// About how many bytes of memory the connection keeps besides itself: an entry for each call in flight, and a part of a head.
     pub fn kept_bytes(&self) -> usize {
         let entries = self.ledger.calls.len() * size_of::<(u64, Call)>();
