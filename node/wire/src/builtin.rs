@@ -37,6 +37,29 @@ impl Durability {
     }
 }
 
+/// What became of the files in `/state` when a process ended in order: `a` of a `Drained` frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u32)]
+pub enum LastCapture {
+    /// They are kept, or there are none.
+    #[default]
+    Kept = 0,
+    /// They were not captured, and that is the function's doing: its state is full, or a file cannot be read.
+    Refused = 1,
+    /// They were not captured because the node has no room.
+    NoRoom = 2,
+}
+
+impl LastCapture {
+    /// From the number on the wire. One that is not known is not taken for a promise.
+    pub fn from_number(number: u32) -> LastCapture {
+        [LastCapture::Kept, LastCapture::NoRoom]
+            .into_iter()
+            .find(|one| *one as u32 == number)
+            .unwrap_or(LastCapture::Refused)
+    }
+}
+
 /// The lowest index that no plugin's function has.
 const FIRST: u32 = 0xFFFF_FF00;
 
@@ -56,17 +79,30 @@ pub enum Builtin {
     StateExport = FIRST + 4,
     /// Puts all objects of an archive: takes its records, gives [`Imported`] as JSON. It commits as it goes.
     StateImport = FIRST + 5,
+    /// Captures the files in `/state`: takes the quota in bytes from now on as a little-endian `u64`, if it is higher than before (0:
+    /// it stays), and gives nothing.
+    FilesKeep = FIRST + 6,
+    /// Captured files: takes nothing, gives [`FileListing`] as JSON.
+    FilesList = FIRST + 7,
+    /// The bytes of a captured file: takes its path below `/state`. `NotFound` if there is none.
+    FilesGet = FIRST + 8,
+    /// All captured files and directories, as a [`tar`](crate::tar) archive.
+    FilesExport = FIRST + 9,
 }
 
 impl Builtin {
     /// All of them.
-    pub const ALL: [Builtin; 6] = [
+    pub const ALL: [Builtin; 10] = [
         Builtin::StateList,
         Builtin::StateGet,
         Builtin::StatePut,
         Builtin::StateDelete,
         Builtin::StateExport,
         Builtin::StateImport,
+        Builtin::FilesKeep,
+        Builtin::FilesList,
+        Builtin::FilesGet,
+        Builtin::FilesExport,
     ];
 
     /// The `a` of its `Invoke` frames.
@@ -88,12 +124,16 @@ impl Builtin {
             Builtin::StateDelete => "state-delete",
             Builtin::StateExport => "state-export",
             Builtin::StateImport => "state-import",
+            Builtin::FilesKeep => "files-keep",
+            Builtin::FilesList => "files-list",
+            Builtin::FilesGet => "files-get",
+            Builtin::FilesExport => "files-export",
         }
     }
 
     /// Whether it changes state: then it runs as an exclusive function.
     pub const fn writes(self) -> bool {
-        matches!(self, Builtin::StatePut | Builtin::StateDelete | Builtin::StateImport)
+        matches!(self, Builtin::StatePut | Builtin::StateDelete | Builtin::StateImport | Builtin::FilesKeep)
     }
 }
 
@@ -150,6 +190,51 @@ pub struct Imported {
     pub keys: u64,
     /// The commit that put the last of them.
     pub commit: u64,
+}
+
+/// What [`Builtin::FilesList`] gives.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FileListing {
+    /// In the order of their paths.
+    pub files: Vec<ListedFile>,
+    /// The commit that this is the state of.
+    pub commit: u64,
+}
+
+/// A captured file or directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedFile {
+    /// Its path below `/state`.
+    #[serde(with = "hex")]
+    pub path: Vec<u8>,
+    /// What it is.
+    #[serde(flatten)]
+    pub kind: ListedFileKind,
+}
+
+/// What stands under a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum ListedFileKind {
+    /// A directory.
+    Directory {
+        /// The nine permission bits.
+        mode: u32,
+    },
+    /// A file.
+    File {
+        /// The nine permission bits.
+        mode: u32,
+        /// Its length in bytes.
+        bytes: u64,
+        /// When it was modified, in seconds since 1970.
+        modified_s: i64,
+    },
+    /// Nobody can tell: its entry is damaged.
+    Damaged {
+        /// What is wrong.
+        why: String,
+    },
 }
 
 /// What is said of an object beside its value: content type of the reply of [`Builtin::StateGet`].
@@ -307,6 +392,24 @@ mod tests {
         for other in ["", "text/plain", &text[1..], &text[..text.len() - 1], &format!("{text}; x=1")] {
             assert_eq!(ValueHead::parse(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn what_is_not_known_of_files_is_no_promise() {
+        for one in [LastCapture::Kept, LastCapture::Refused, LastCapture::NoRoom] {
+            assert_eq!(LastCapture::from_number(one as u32), one);
+        }
+        assert_eq!(LastCapture::from_number(7), LastCapture::Refused);
+        let listed = ListedFile {
+            path: b"a/\xff".to_vec(),
+            kind: ListedFileKind::File { mode: 0o640, bytes: 5, modified_s: -1 },
+        };
+        let json = serde_json::to_value(&listed).unwrap();
+        assert_eq!(
+            (&json["path"], &json["kind"], &json["bytes"]),
+            (&"612fff".into(), &"file".into(), &5.into())
+        );
+        assert_eq!(serde_json::from_value::<ListedFile>(json).unwrap(), listed);
     }
 
     #[test]

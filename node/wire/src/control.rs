@@ -27,6 +27,10 @@ pub struct Assignment {
     pub limits: RunnerLimits,
     /// Only load, declare and exit: no segments come and no call will.
     pub probe: bool,
+    /// Load, declare, and wait: another assignment follows, which says what process of this image it becomes. Nothing of a process is in
+    /// this one.
+    #[serde(default)]
+    pub prepare: bool,
     /// Which history the state is: 32 hexadecimal digits. Empty in a probe.
     #[serde(default)]
     pub lineage: String,
@@ -48,7 +52,22 @@ pub struct Assignment {
     /// The most bytes under `/state`; 0 where the process has no files.
     #[serde(default)]
     pub files_bytes: u64,
+    /// Connections may come (`Caller` frames), on the ring that the sandbox has inherited. Otherwise that is closed before anything of the
+    /// tenant runs.
+    #[serde(default)]
+    pub ring: bool,
+    /// How long the reply of a call with an idempotency key is remembered, in milliseconds.
+    #[serde(default = "a_day_ms")]
+    pub remember_ms: u64,
 }
+
+/// Of an agent that does not say.
+const fn a_day_ms() -> u64 {
+    24 * 3600 * 1000
+}
+
+/// A prepared sandbox ([`Assignment::prepare`]) has room for a log of so many segments at first.
+pub const MOST_SEGMENTS_OF_PREPARED: u32 = 256;
 
 /// Upper bounds for one process, all vouched for by the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,6 +223,9 @@ pub struct Declarations {
     /// What opening the state found; `None` where all was well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
+    /// It takes connections (`Caller` frames): the assignment said that they may come, and it could open its ring.
+    #[serde(default)]
+    pub connections: bool,
 }
 
 /// Which step of starting failed.
@@ -284,6 +306,10 @@ pub enum FailKind {
     NotFound,
     /// An object is damaged. Others are served.
     StateCorrupt,
+    /// The idempotency key stands for another call: of another function, or with another input.
+    KeyReused,
+    /// An earlier call with the same idempotency key still ran when this one's time was over. It had no part in that.
+    InProgress,
 }
 
 impl FailKind {
@@ -324,6 +350,9 @@ pub struct Failure {
     /// More for programs, where there is more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<serde_json::Value>,
+    /// Remembered from an earlier call with the same idempotency key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replayed: bool,
 }
 
 impl Failure {
@@ -332,12 +361,26 @@ impl Failure {
 
     /// A failure before the function's code ran.
     pub fn unstarted(kind: FailKind, message: impl Into<String>) -> Failure {
-        Failure { kind, message: cut(message.into()), started: false, committed: false, detail: None }
+        Failure {
+            kind,
+            message: cut(message.into()),
+            started: false,
+            committed: false,
+            detail: None,
+            replayed: false,
+        }
     }
 
     /// A failure of a function that ran.
     pub fn of_function(kind: FailKind, message: impl Into<String>, committed: bool) -> Failure {
-        Failure { kind, message: cut(message.into()), started: true, committed, detail: None }
+        Failure {
+            kind,
+            message: cut(message.into()),
+            started: true,
+            committed,
+            detail: None,
+            replayed: false,
+        }
     }
 
     /// The whole `Fail` frame: `last_commit` goes into the header.
@@ -463,6 +506,7 @@ mod tests {
             }],
             state: StateSummary { commit: 3, live_bytes: 4, keys: 5, durable: 2, disk_bytes: 1 << 20 },
             recovery: Some(Recovery { torn: true, damaged: vec!["segment 3".into()] }),
+            connections: true,
         }
     }
 
@@ -541,6 +585,9 @@ mod tests {
             segment_max_bytes: 9,
             durable_at_least: 10,
             files_bytes: 11,
+            ring: true,
+            remember_ms: 12,
+            prepare: false,
         };
         let frame = assignment.frame().unwrap();
         assert_eq!(through_the_wire::<Assignment>(&frame, Sender::Agent), Ok(assignment.clone()));

@@ -9,6 +9,10 @@ use crate::{Header, Kind, MAX_FRAME_PAYLOAD, WireError};
 pub const MAX_CONTENT_TYPE: usize = 1024;
 /// The longest invocation id, as text, in bytes.
 pub const MAX_INVOCATION_ID: usize = 128;
+/// The longest idempotency key in bytes.
+pub const MAX_IDEMPOTENCY_KEY: usize = 128;
+/// The longest head of an `Invoke` frame in bytes.
+pub const MAX_CALL_HEAD: usize = 6 + MAX_CONTENT_TYPE + MAX_INVOCATION_ID + MAX_IDEMPOTENCY_KEY;
 
 /// The head of an `Invoke` frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,12 +21,18 @@ pub struct CallHead<'a> {
     pub content_type: &'a str,
     /// The invocation's id as callers and logs see it. At most [`MAX_INVOCATION_ID`] bytes.
     pub invocation: &'a str,
+    /// What stands for this call when it is made again: 1 to [`MAX_IDEMPOTENCY_KEY`] bytes of visible ASCII and blanks.
+    pub key: Option<&'a str>,
 }
 
 impl<'a> CallHead<'a> {
     /// Bytes that the head takes in the payload.
     pub const fn encoded_len(&self) -> usize {
-        4 + self.content_type.len() + self.invocation.len()
+        let key_len = match self.key {
+            Some(key) => key.len(),
+            None => 0,
+        };
+        6 + self.content_type.len() + self.invocation.len() + key_len
     }
 
     /// How many body bytes fit beside it into one frame.
@@ -37,8 +47,10 @@ impl<'a> CallHead<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
         check_content_type(self.content_type)?;
         check_invocation(self.invocation)?;
+        self.key.map_or(Ok(()), check_key)?;
         put_text(out, self.content_type);
         put_text(out, self.invocation);
+        put_text(out, self.key.unwrap_or_default());
         Ok(())
     }
 
@@ -49,9 +61,12 @@ impl<'a> CallHead<'a> {
     pub fn decode(payload: &'a [u8]) -> Result<(CallHead<'a>, &'a [u8]), WireError> {
         let (content_type, rest) = take_text(payload)?;
         let (invocation, rest) = take_text(rest)?;
+        let (key, rest) = take_text(rest)?;
         check_content_type(content_type)?;
         check_invocation(invocation)?;
-        Ok((CallHead { content_type, invocation }, rest))
+        let key = Some(key).filter(|key| !key.is_empty());
+        key.map_or(Ok(()), check_key)?;
+        Ok((CallHead { content_type, invocation, key }, rest))
     }
 }
 
@@ -120,6 +135,13 @@ fn check_invocation(text: &str) -> Result<(), WireError> {
     check_visible(text, "the invocation id has a byte that no header can carry")
 }
 
+fn check_key(key: &str) -> Result<(), WireError> {
+    if key.is_empty() || key.len() > MAX_IDEMPOTENCY_KEY {
+        return Err(WireError::BadHead("an idempotency key has 1 to 128 bytes"));
+    }
+    check_visible(key, "the idempotency key has a byte that no header can carry")
+}
+
 /// These texts end in HTTP headers and log lines, so a line break in one would forge the next.
 fn check_visible(text: &str, why: &'static str) -> Result<(), WireError> {
     if text.bytes().all(|byte| (0x20..0x7F).contains(&byte)) { Ok(()) } else { Err(WireError::BadHead(why)) }
@@ -146,7 +168,9 @@ mod tests {
 
     fn call_bytes() -> Vec<u8> {
         let mut out = Vec::new();
-        CallHead { content_type: "text/plain", invocation: "a-1" }.encode(&mut out).unwrap();
+        CallHead { content_type: "text/plain", invocation: "a-1", key: Some("order 7") }
+            .encode(&mut out)
+            .unwrap();
         out.extend_from_slice(b"body");
         out
     }
@@ -155,7 +179,7 @@ mod tests {
     fn call_head_round_trips() {
         let bytes = call_bytes();
         let (head, rest) = CallHead::decode(&bytes).unwrap();
-        assert_eq!(head, CallHead { content_type: "text/plain", invocation: "a-1" });
+        assert_eq!(head, CallHead { content_type: "text/plain", invocation: "a-1", key: Some("order 7") });
         assert_eq!(rest, b"body");
         assert_eq!(head.encoded_len() + rest.len(), bytes.len());
     }
@@ -194,6 +218,14 @@ mod tests {
             put_text(&mut swapped, "x");
             put_text(&mut swapped, bad);
             assert!(CallHead::decode(&swapped).is_err());
+            let mut keyed = Vec::new();
+            put_text(&mut keyed, "x");
+            put_text(&mut keyed, "x");
+            put_text(&mut keyed, bad);
+            assert!(CallHead::decode(&keyed).is_err());
+            assert!(
+                CallHead { content_type: "", invocation: "x", key: Some(bad) }.encode(&mut keyed).is_err()
+            );
         }
     }
 
@@ -204,8 +236,15 @@ mod tests {
         assert!(!ReplyHead::accepts(&(longest + "x")));
         let mut out = Vec::new();
         let id = "i".repeat(MAX_INVOCATION_ID + 1);
-        assert!(CallHead { content_type: "", invocation: &id }.encode(&mut out).is_err());
-        assert!(CallHead { content_type: "", invocation: &id[1..] }.encode(&mut out).is_ok());
+        assert!(CallHead { content_type: "", invocation: &id, key: None }.encode(&mut out).is_err());
+        assert!(CallHead { content_type: "", invocation: &id[1..], key: None }.encode(&mut out).is_ok());
+        let key = "k".repeat(MAX_IDEMPOTENCY_KEY + 1);
+        for (key, fits) in [(&key[..], false), (&key[1..], true), ("", false)] {
+            out.clear();
+            let head = CallHead { content_type: "", invocation: "", key: Some(key) };
+            assert_eq!(head.encode(&mut out).is_ok(), fits, "{} bytes", key.len());
+            assert_eq!(out.len(), if fits { head.encoded_len() } else { 0 });
+        }
     }
 
     #[test]

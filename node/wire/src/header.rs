@@ -3,7 +3,8 @@
 //! Everything that can be refused from the header alone is refused here, before a byte of payload is read or a byte of memory is
 //! allocated for it.
 
-use crate::WireError;
+use crate::direct::{MAX_CALLER_PAYLOAD, is_direct};
+use crate::{MAX_INVOCATION_ID, WireError};
 
 /// Length of an encoded [`Header`] in bytes.
 pub const HEADER_LEN: usize = 32;
@@ -15,6 +16,8 @@ pub const MAX_CONTROL_PAYLOAD: usize = 1 << 20;
 pub const WINDOW: usize = 256 << 10;
 /// The last frame of its direction: no more body bytes follow.
 pub const FLAG_END: u8 = 1;
+/// Of a `Reply`: remembered from an earlier call with the same idempotency key. Its commit may be an old one.
+pub const FLAG_REPLAYED: u8 = 2;
 /// `Invoke.c` where the caller did not say how long its body is.
 pub const LENGTH_UNKNOWN: u64 = u64::MAX;
 
@@ -41,7 +44,8 @@ pub enum Kind {
     Data = 3,
     /// Agent: the reply is no longer wanted. `code` is a [`CancelReason`].
     Cancel = 4,
-    /// Agent: finish what runs, start nothing, answer `Drained`, exit.
+    /// Agent: finish what runs, start nothing, park each direct connection, answer `Drained`, exit. `code` is a
+    /// [`DrainCause`](crate::DrainCause).
     Drain = 5,
     /// Either: `a` body bytes of the other direction were passed on.
     Credit = 6,
@@ -55,6 +59,11 @@ pub enum Kind {
     /// Agent: say when a commit is durable. `c` commit, `code` the [`Durability`](crate::Durability); answered with `Durable` or `Fail`.
     /// The id is of the same numbers as those of invocations.
     Sync = 10,
+    /// Agent: a connection is yours. The id is its number, never used again in the same sandbox; `a` its slot in the ring; the payload an
+    /// [`AtRest`](crate::AtRest).
+    Caller = 11,
+    /// Agent: how busy are you with direct calls? Answered with a `Census`.
+    AskCensus = 12,
     /// Runner: loaded and serving; JSON [`Declarations`](crate::Declarations).
     Ready = 32,
     /// Runner: cannot serve and is about to exit; JSON [`LoadFailure`](crate::LoadFailure).
@@ -68,7 +77,8 @@ pub enum Kind {
     Fail = 36,
     /// Runner: one line of the function's log. `code` is the level (0 error, 1 warn, 2 info, 3 debug); id 0 where no call is known.
     LogLine = 37,
-    /// Runner: nothing runs any more and nothing will. `c` last commit, `b` the [`Durability`](crate::Durability) that it has.
+    /// Runner: nothing runs any more and nothing will. `c` last commit, `b` the [`Durability`](crate::Durability) that it has, `a` what
+    /// became of the files in `/state` ([`LastCapture`](crate::LastCapture)).
     Drained = 38,
     /// Runner: a spare segment of at least `c` bytes is wanted. Answered with a `Segment` or a `SpareRefused`, in the order of asking.
     WantSpare = 39,
@@ -78,6 +88,18 @@ pub enum Kind {
     Durable = 41,
     /// Runner: the state holds `c` live bytes; sent when that has changed notably, and before `Drained`.
     StateNews = 42,
+    /// Runner: a connection has ended, and is not touched any more. `a` its slot, `code` a [`CallerEnd`](crate::CallerEnd).
+    CallerDone = 43,
+    /// Runner, while it drains: a connection that goes on in another sandbox, and is not touched any more. `c` bytes that were taken off
+    /// its socket since the `Caller` frame; the payload an [`AtRest`](crate::AtRest).
+    CallerParked = 44,
+    /// Runner: `c` direct calls were accepted so far, `a` are in flight, on `b` connections.
+    Census = 45,
+    /// Runner: a direct call has run, or waited, for a while. The id is its number ([`direct_id`](crate::direct_id)), `a` the low 32 bits
+    /// of its connection's number, `b` ms until its deadline, at least 1; the payload names the invocation.
+    Overrun = 46,
+    /// Runner: the direct call of this number, of which there was an `Overrun`, has ended.
+    Finished = 47,
 }
 
 impl Kind {
@@ -94,6 +116,8 @@ impl Kind {
             8 => Kind::Segment,
             9 => Kind::SpareRefused,
             10 => Kind::Sync,
+            11 => Kind::Caller,
+            12 => Kind::AskCensus,
             32 => Kind::Ready,
             33 => Kind::Refused,
             34 => Kind::Reply,
@@ -105,6 +129,11 @@ impl Kind {
             40 => Kind::Retired,
             41 => Kind::Durable,
             42 => Kind::StateNews,
+            43 => Kind::CallerDone,
+            44 => Kind::CallerParked,
+            45 => Kind::Census,
+            46 => Kind::Overrun,
+            47 => Kind::Finished,
             _ => return None,
         })
     }
@@ -114,6 +143,8 @@ impl Kind {
         match self {
             Kind::Assign | Kind::Ready | Kind::Refused | Kind::Fail => MAX_CONTROL_PAYLOAD,
             Kind::Invoke | Kind::Data | Kind::Reply | Kind::ReplyData | Kind::LogLine => MAX_FRAME_PAYLOAD,
+            Kind::Caller | Kind::CallerParked => MAX_CALLER_PAYLOAD,
+            Kind::Overrun => MAX_INVOCATION_ID,
             Kind::Cancel
             | Kind::Drain
             | Kind::Credit
@@ -125,7 +156,11 @@ impl Kind {
             | Kind::WantSpare
             | Kind::Retired
             | Kind::Durable
-            | Kind::StateNews => 0,
+            | Kind::StateNews
+            | Kind::AskCensus
+            | Kind::CallerDone
+            | Kind::Census
+            | Kind::Finished => 0,
         }
     }
 
@@ -141,13 +176,20 @@ impl Kind {
             | Kind::AbortInput
             | Kind::Segment
             | Kind::SpareRefused
-            | Kind::Sync => matches!(sender, Sender::Agent),
+            | Kind::Sync
+            | Kind::Caller
+            | Kind::AskCensus => matches!(sender, Sender::Agent),
             _ => matches!(sender, Sender::Runner),
         }
     }
 
-    const fn may_end(self) -> bool {
-        matches!(self, Kind::Invoke | Kind::Data | Kind::Reply | Kind::ReplyData)
+    /// The flags that a frame of this kind may have.
+    const fn flags(self) -> u8 {
+        match self {
+            Kind::Reply => FLAG_END | FLAG_REPLAYED,
+            Kind::Invoke | Kind::Data | Kind::ReplyData => FLAG_END,
+            _ => 0,
+        }
     }
 
     const fn id_is_plausible(self, id: u64) -> bool {
@@ -162,7 +204,10 @@ impl Kind {
             | Kind::Drained
             | Kind::WantSpare
             | Kind::Retired
-            | Kind::StateNews => id == 0,
+            | Kind::StateNews
+            | Kind::AskCensus
+            | Kind::Census => id == 0,
+            Kind::Overrun | Kind::Finished => is_direct(id),
             _ => id != 0,
         }
     }
@@ -231,7 +276,7 @@ pub struct Header {
     pub payload_len: u32,
     /// What the frame is.
     pub kind: Kind,
-    /// [`FLAG_END`] or nothing.
+    /// [`FLAG_END`], and in a `Reply` [`FLAG_REPLAYED`].
     pub flags: u8,
     /// A small number whose meaning depends on `kind`.
     pub code: u16,
@@ -271,8 +316,20 @@ impl Header {
     /// The same with the end flag set or cleared.
     #[must_use]
     pub const fn with_end(mut self, end: bool) -> Header {
-        self.flags = if end { FLAG_END } else { 0 };
+        self.flags = (self.flags & !FLAG_END) | if end { FLAG_END } else { 0 };
         self
+    }
+
+    /// The same with the flag of a remembered reply set or cleared.
+    #[must_use]
+    pub const fn with_replayed(mut self, replayed: bool) -> Header {
+        self.flags = (self.flags & !FLAG_REPLAYED) | if replayed { FLAG_REPLAYED } else { 0 };
+        self
+    }
+
+    /// Whether this begins a remembered reply.
+    pub const fn is_replayed(&self) -> bool {
+        self.flags & FLAG_REPLAYED != 0
     }
 
     /// Whether this is the last frame of its direction.
@@ -338,8 +395,7 @@ impl Header {
 
     fn check(&self) -> Result<(), WireError> {
         let kind = self.kind;
-        let flags_ok = self.flags == 0 || (self.flags == FLAG_END && kind.may_end());
-        if !flags_ok {
+        if self.flags & !kind.flags() != 0 {
             return Err(WireError::BadFlags { kind, flags: self.flags });
         }
         if self.len() > kind.max_payload() {
@@ -364,7 +420,7 @@ fn u64_at(bytes: &[u8; HEADER_LEN], at: usize) -> u64 {
 mod tests {
     use super::*;
 
-    const ALL: [Kind; 21] = [
+    const ALL: [Kind; 28] = [
         Kind::Assign,
         Kind::Invoke,
         Kind::Data,
@@ -386,10 +442,17 @@ mod tests {
         Kind::Retired,
         Kind::Durable,
         Kind::StateNews,
+        Kind::Caller,
+        Kind::AskCensus,
+        Kind::CallerDone,
+        Kind::CallerParked,
+        Kind::Census,
+        Kind::Overrun,
+        Kind::Finished,
     ];
 
     fn some_id(kind: Kind) -> u64 {
-        u64::from(kind.id_is_plausible(7)) * 7
+        [7, crate::direct_id(7)].into_iter().find(|id| kind.id_is_plausible(*id)).unwrap_or(0)
     }
 
     #[test]
@@ -446,7 +509,7 @@ mod tests {
                 let mut bytes = plain.encode();
                 bytes[5] = flags;
                 let accepted = Header::decode(&bytes).is_ok();
-                assert_eq!(accepted, flags == FLAG_END && kind.may_end(), "{kind:?} {flags}");
+                assert_eq!(accepted, flags & !kind.flags() == 0, "{kind:?} {flags}");
             }
             let mut other = plain;
             other.id = if plain.id == 0 { 1 } else { 0 };
@@ -479,7 +542,7 @@ mod tests {
                 seed ^= seed << 17;
                 chunk.copy_from_slice(&seed.to_le_bytes());
             }
-            bytes[4] %= 44;
+            bytes[4] %= 50;
             bytes[5] %= 3;
             bytes[2] = 0;
             bytes[3] = 0;

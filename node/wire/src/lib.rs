@@ -13,6 +13,8 @@
 //! | `Invoke` | a [`CallHead`], then the first bytes of the input |
 //! | `Reply` | a [`ReplyHead`], then the first bytes of the reply |
 //! | `Data`, `ReplyData`, `LogLine` | plain bytes |
+//! | `Caller`, `CallerParked` | [`AtRest`] |
+//! | `Overrun` | the name of the invocation |
 //! | the rest | none |
 //!
 //! **Flow control.** Each direction of an invocation starts with a credit of [`WINDOW`] bytes. Every body byte (in `Invoke`, `Data`,
@@ -22,22 +24,31 @@
 pub mod archive;
 mod builtin;
 mod control;
+mod direct;
 mod head;
 mod header;
+pub mod problem;
 mod reader;
+pub mod tar;
 
 pub use builtin::{
-    Builtin, Durability, Imported, ListAsk, ListedKey, Listing, ValueHead, decode_put, encode_put, from_hex,
-    to_hex,
+    Builtin, Durability, FileListing, Imported, LastCapture, ListAsk, ListedFile, ListedFileKind, ListedKey,
+    Listing, ValueHead, decode_put, encode_put, from_hex, to_hex,
 };
 pub use control::{
     Assignment, Concurrency, Declarations, FailKind, Failure, FunctionDecl, LoadFailure, LoadFailureKind,
-    PayloadKind, Recovery, RunnerLimits, StateSummary, TypeDecl,
+    MOST_SEGMENTS_OF_PREPARED, PayloadKind, Recovery, RunnerLimits, StateSummary, TypeDecl,
 };
-pub use head::{CallHead, MAX_CONTENT_TYPE, MAX_INVOCATION_ID, ReplyHead};
+pub use direct::{
+    AtRest, CallerEnd, DrainCause, MAX_PARKED_RECORD, MAX_RESIDUE, direct_id, direct_name, is_direct,
+    table_tag,
+};
+pub use head::{
+    CallHead, MAX_CALL_HEAD, MAX_CONTENT_TYPE, MAX_IDEMPOTENCY_KEY, MAX_INVOCATION_ID, ReplyHead,
+};
 pub use header::{
-    CancelReason, FLAG_END, HEADER_LEN, Header, Kind, LENGTH_UNKNOWN, MAX_CONTROL_PAYLOAD, MAX_FRAME_PAYLOAD,
-    SegmentUse, Sender, SpareRefusal, WINDOW,
+    CancelReason, FLAG_END, FLAG_REPLAYED, HEADER_LEN, Header, Kind, LENGTH_UNKNOWN, MAX_CONTROL_PAYLOAD,
+    MAX_FRAME_PAYLOAD, SegmentUse, Sender, SpareRefusal, WINDOW,
 };
 pub use reader::{Frame, FrameReader};
 
@@ -85,6 +96,9 @@ pub enum WireError {
     /// The head inside an `Invoke` or `Reply` payload is cut short, over its limit or not text.
     #[error("the head of a call or reply is broken: {0}")]
     BadHead(&'static str),
+    /// The payload of a `Caller` or `CallerParked` frame is no connection at rest.
+    #[error("a connection at rest is broken: {0}")]
+    BadCaller(&'static str),
     /// A JSON payload did not parse.
     #[error("the document of a {kind:?} frame cannot be read: {why}")]
     BadDocument {
