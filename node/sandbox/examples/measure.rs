@@ -36,6 +36,7 @@ fn wait(mut waiting: Waiting) -> ExitCode {
         file_bytes: 1 << 30,
         first_file_bytes: 1 << 30,
         segments: 4,
+        ring: true,
     };
     let begun = Instant::now();
     let loading = waiting.admit(&admission).expect("admitted");
@@ -59,6 +60,7 @@ fn main() {
         image_store: dir.join("images"),
         lock_dir: dir.clone(),
         isolation: Isolation::default(),
+        rings: std::env::var_os("NO_RINGS").is_none(),
     };
     let begun = Instant::now();
     let spawner = Spawner::start(config).expect("a spawner");

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
+use denizen_ring::maker::Ring;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 
@@ -51,6 +52,9 @@ pub(crate) struct Footprint {
 #[derive(Debug)]
 pub struct Waiting {
     pub(crate) control: Option<OwnedFd>,
+    pub(crate) ring: Option<Ring>,
+    /// Whether it was made with a ring, taken out by now or not.
+    pub(crate) has_ring: bool,
     pub(crate) testament: Testament,
     pub(crate) footprint: Footprint,
 }
@@ -70,6 +74,12 @@ impl Waiting {
     /// On the second call.
     pub fn take_control(&mut self) -> OwnedFd {
         self.control.take().expect("the connection was taken")
+    }
+
+    /// Takes the ring out (file descriptor 4). `None`: this sandbox has none, or it was taken already. It can be mapped at once, and
+    /// used once the agent has enabled it.
+    pub fn take_ring(&mut self) -> Option<Ring> {
+        self.ring.take()
     }
 
     /// The page for last words.
@@ -96,9 +106,11 @@ impl Waiting {
         self.limit(admission).map_err(inside("setting rlimits"))?;
         self.testament.page.limit_bytes.store(admission.limits.memory_bytes, Ordering::Relaxed);
         self.testament.enter(Phase::Loading);
-        seccomp::install(Filter { stage: Stage::Loading, files: admission.files })
-            .map_err(inside("installing the system-call filter"))?;
-        Ok(Loading { control: self.control, testament: self.testament, files: admission.files })
+        let ring = self.has_ring && admission.ring;
+        let kept = self.ring.filter(|_| ring);
+        let filter = Filter { stage: Stage::Loading, files: admission.files, ring };
+        seccomp::install(filter).map_err(inside("installing the system-call filter"))?;
+        Ok(Loading { control: self.control, ring: kept, testament: self.testament, filter })
     }
 
     /// The ceilings that hold without a control group. `RLIMIT_NPROC` counts per user namespace, so each sandbox has its own.
@@ -193,13 +205,15 @@ pub(crate) fn inside<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -
 /// Behind filter 1: the plugin may be loaded from `/image`, which is tenant code.
 pub struct Loading {
     control: Option<OwnedFd>,
+    ring: Option<Ring>,
     testament: Testament,
-    files: FileAccess,
+    /// The one that is on.
+    filter: Filter,
 }
 
 impl fmt::Debug for Loading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Loading").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Loading").field("filter", &self.filter).finish_non_exhaustive()
     }
 }
 
@@ -217,11 +231,11 @@ impl Loading {
     /// Puts filter 2 on every thread. Fails if a thread cannot be brought under it (a constructor gave it a filter of its
     /// own): the process must then exit.
     pub fn seal(self) -> Result<Sealed, SandboxError> {
-        seccomp::install(Filter { stage: Stage::Sealed, files: self.files })
+        seccomp::install(Filter { stage: Stage::Sealed, ..self.filter })
             .map_err(inside("installing the second system-call filter"))?;
         self.testament.enter(Phase::Sealed);
-        // The connection, if the runner left it here, stays open for the life of the process.
-        std::mem::forget(self.control);
+        // The connection and the ring, if the runner left them here, stay open for the life of the process.
+        std::mem::forget((self.control, self.ring));
         Ok(Sealed { testament: self.testament })
     }
 }

@@ -7,8 +7,8 @@
 //! image, and takes three steps that have no way back: [`Waiting::admit`], [`Loading::seal`], [`Sealed`].
 //!
 //! What must hold: from the first constructor of a plugin on, a sandbox reaches nothing but its image (read-only), its
-//! control connection, its standard output, the descriptors that it was handed there, and, where its image asks for it, one
-//! file system of its own in memory, at `/state`. The test `what_a_sandbox_sees` lists
+//! control connection, its standard output, the descriptors that it was handed there, the connections in its ring if it has one,
+//! and, where its image asks for it, one file system of its own in memory, at `/state`. The test `what_a_sandbox_sees` lists
 //! what it can do, from a constructor's place and from a function's.
 //!
 //! Absent on purpose: any wait for a sandbox without a limit; any map of memory that a sandbox can still write; a second
@@ -34,4 +34,4 @@ pub use last_words::{Demise, DemiseKind, LastWords, Phase, Running, Testament};
 pub use life::{ExitCause, Life, Sandbox};
 pub use limits::{Admission, FileAccess, Limits, MOST_STATE_FILES};
 pub use report::{IsolationReport, Layer};
-pub use spawner::{Isolation, Spawner, SpawnerConfig, end_predecessor, run_if_spawner};
+pub use spawner::{Isolation, Rings, Spawner, SpawnerConfig, end_predecessor, run_if_spawner};

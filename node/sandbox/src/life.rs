@@ -19,6 +19,10 @@ pub struct Sandbox {
     /// Where the sandbox's standard output and error arrive (a UNIX stream socket). Must be read, or `println!` in a
     /// function blocks.
     pub stdio: OwnedFd,
+    /// The agent's descriptor of the sandbox's ring, locked and not yet enabled. `None`: it has none ([`crate::Spawner::rings`] says
+    /// why, or there was no memory for this one). It keeps open whatever was installed in it, also when the sandbox is dead: close it
+    /// then. The kernel lets the sockets go some milliseconds after that.
+    pub ring: Option<OwnedFd>,
     /// Everything else; what outlives the sockets.
     pub life: Life,
 }
@@ -40,7 +44,8 @@ impl Sandbox {
         self.life.pid()
     }
 
-    /// Splits it into control, stdio and the rest. The sandbox is killed when the [`Life`] is dropped.
+    /// Splits it into control, stdio and the rest; the ring, if it was not taken out before, is closed. The sandbox is killed when the
+    /// [`Life`] is dropped.
     pub fn into_parts(self) -> (OwnedFd, OwnedFd, Life) {
         (self.control, self.stdio, self.life)
     }

@@ -53,6 +53,9 @@ pub struct Admission {
     pub first_file_bytes: u64,
     /// Segments held at one time. Each takes two descriptors.
     pub segments: u32,
+    /// Whether the sandbox may use its ring (it may have none all the same). If not, the ring is closed, unless it was taken out before,
+    /// and the filters trap every use of one.
+    pub ring: bool,
 }
 
 /// Whether `text` is an image digest: 64 lower-case hexadecimal digits, and so a harmless path component.

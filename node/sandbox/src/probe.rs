@@ -4,24 +4,25 @@
 //! Each finding that is not in order has exactly one consequence and one remedy.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::process::Command;
 use std::time::Duration;
 
+use denizen_ring::maker::{self, RingError};
 use rustix::process::{Resource, WaitId, WaitIdOptions, getrlimit, waitid};
 use serde::Serialize;
 
 use crate::cgroup::{Controller, Parents};
 use crate::report::consequence_without;
-use crate::spawner::{FIRST_UID, PLACES};
+use crate::spawner::{ALLOW_FETCHING, FIRST_UID, NO_FETCHING, PLACES, fetch};
 use crate::sys::{self, Forked};
 
 /// The oldest kernel that has everything: threads counted per user namespace (5.14), `mount_setattr` (5.12),
 /// `close_range` (5.9); 5.15 is the oldest maintained one that does.
 pub const MINIMUM_KERNEL: (u32, u32) = (5, 15);
 
-/// Locked memory that the agent's rings need, in bytes.
-const LOCKED_BYTES: u64 = 512 << 10;
+/// Locked memory for the rings of the sandboxes, in bytes, below which a node is not much use. The kernel counts some 12 KiB for each.
+const LOCKED_BYTES: u64 = 4 << 20;
 
 /// Descriptors below which a node is not much use: the agent holds about five per active process.
 const OPEN_FILES: u64 = 4096;
@@ -105,40 +106,90 @@ fn version_of(release: &str) -> Option<(u32, u32)> {
 }
 
 fn io_uring() -> Finding {
-    // Large enough for the kernel's parameter block of 120 bytes.
-    let mut parameters = [0_u64; 16];
-    // SAFETY: the kernel fills a live, zeroed block; the descriptor that it returns is closed at once.
-    let outcome = unsafe {
-        match libc::syscall(libc::SYS_io_uring_setup, 8, parameters.as_mut_ptr()) {
-            -1 => Err(io::Error::last_os_error()),
-            ring => Ok(libc::syscall(libc::SYS_close, ring)),
+    const NAME: &str = "io_uring";
+    const CONSEQUENCE: &str = "sandboxes get no ring of their own: all their calls go through the agent";
+    match try_rings() {
+        Ok(()) => Finding::ok(NAME, "rings can be locked, and taken over from a sandbox"),
+        Err(Ringless::Made(error)) => {
+            Finding::bad(NAME, Status::Warn, error.to_string(), CONSEQUENCE, error.remedy())
         }
-    };
-    match outcome {
-        Ok(_) => Finding::ok("io_uring", "a ring can be made"),
-        Err(error) => Finding::bad(
-            "io_uring",
+        Err(Ringless::Open) => Finding::bad(
+            NAME,
             Status::Warn,
-            error.to_string(),
-            "sandboxes get no ring of their own: all their calls go through the agent",
-            "Set the sysctl kernel.io_uring_disabled=0; in a container, allow io_uring in its seccomp profile",
+            "a locked ring did what it must not do",
+            CONSEQUENCE,
+            "Use another kernel: this one does not keep a ring's restrictions",
         ),
+        Err(Ringless::Fetched(error)) => {
+            Finding::bad(NAME, Status::Warn, format!("{NO_FETCHING}: {error}"), CONSEQUENCE, ALLOW_FETCHING)
+        }
+    }
+}
+
+/// Why sandboxes can have no rings.
+enum Ringless {
+    /// One cannot be made.
+    Made(RingError),
+    /// It is not locked.
+    Open,
+    /// The agent cannot have a descriptor of it.
+    Fetched(io::Error),
+}
+
+/// Makes a locked ring, and gets a descriptor of it from a child.
+fn try_rings() -> Result<(), Ringless> {
+    let (control, _agent) = std::os::unix::net::UnixStream::pair()
+        .map_err(|error| Ringless::Made(RingError::Other { step: "making a connection", source: error }))?;
+    let ring = maker::make(control.as_fd()).map_err(Ringless::Made)?;
+    maker::enable(ring.fd.as_fd()).map_err(Ringless::Made)?;
+    // The restrictions hold for this too: it can be done once.
+    if maker::enable(ring.fd.as_fd()).is_ok() {
+        return Err(Ringless::Open);
+    }
+    fetch_from_a_child(ring.fd.as_fd())
+}
+
+fn fetch_from_a_child(ring: BorrowedFd<'_>) -> Result<(), Ringless> {
+    // SAFETY: the child only makes raw system calls, until it is killed.
+    let forked = unsafe { sys::fork_with(libc::CLONE_NEWUSER | libc::CLONE_NEWPID, None) };
+    match forked {
+        // Another finding is about that.
+        Err(_) => Ok(()),
+        Ok(Forked::Child) => loop {
+            // SAFETY: no preconditions.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::pause();
+            }
+        },
+        Ok(Forked::Parent { pidfd, .. }) => {
+            let fetched = fetch(pidfd.as_fd(), ring.as_raw_fd());
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+            fetched.map(drop).map_err(Ringless::Fetched)
+        }
     }
 }
 
 fn locked_memory() -> Finding {
     let limit = getrlimit(Resource::Memlock).current;
     match limit {
-        Some(bytes) if bytes < LOCKED_BYTES => Finding::bad(
+        Some(bytes) if bytes < LOCKED_BYTES && !may_lock() => Finding::bad(
             "locked-memory",
             Status::Warn,
             format!("{} KiB", bytes >> 10),
-            "rings of sandboxes cannot be made: all their calls go through the agent",
-            "Raise it to 512 KiB or more: `ulimit -l 8192`, or LimitMEMLOCK=8M in the systemd unit",
+            "few sandboxes get a ring of their own: calls to the others go through the agent",
+            "Raise it: `ulimit -l unlimited`, or LimitMEMLOCK=infinity in the systemd unit",
         ),
         Some(bytes) => Finding::ok("locked-memory", format!("{} KiB", bytes >> 10)),
         None => Finding::ok("locked-memory", "unlimited"),
     }
+}
+
+/// Whether the limit does not count for this process.
+fn may_lock() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::IPC_LOCK))
 }
 
 fn open_files() -> Finding {

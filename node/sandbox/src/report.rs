@@ -63,7 +63,7 @@ pub(crate) fn report(own_uids: bool, seccomp: bool, parents: &Parents) -> Isolat
 pub(crate) fn consequence_without(controller: Controller) -> &'static str {
     match controller {
         Controller::Memory => {
-            "a tenant's own memory is limited, but not what the kernel holds for it; it can drain the machine"
+            "a tenant's own memory is limited, but not what the kernel holds for it (files, requests in a ring); it can drain the machine"
         }
         Controller::Cpu => {
             "a busy function can slow every other one down; `cpu` under [limits] has no effect"

@@ -151,11 +151,18 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>])
 
 /// Receives one whole message with its descriptors. `None`: the other side is gone.
 pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
-    let mut bytes = vec![0; MESSAGE_BYTES];
+    thread_local! {
+        // Kept, because pages that the spawner writes to anew after each fork become each sandbox's own.
+        static BUFFER: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; MESSAGE_BYTES]);
+    }
+    BUFFER.with_borrow_mut(|buffer| receive_into(socket, buffer))
+}
+
+fn receive_into(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let message = loop {
-        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let mut parts = [IoSliceMut::new(bytes)];
         match recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
             Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::CONNRESET) => return Ok(None),
@@ -171,8 +178,8 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec
     if message.bytes == 0 {
         return Ok(None);
     }
-    bytes.truncate(message.bytes);
-    Ok(Some((bytes, fds)))
+    let bytes = bytes.get(..message.bytes).unwrap_or_default();
+    Ok(Some((bytes.to_vec(), fds)))
 }
 
 /// Waits until `fd` is readable (or hung up). False: not within `limit`.

@@ -20,22 +20,24 @@ use libc::sock_filter;
 use crate::FileAccess;
 
 /// The compiled filters, one for each that there is.
-static PROGRAMS: OnceLock<[(Filter, Vec<sock_filter>); FILTERS.len()]> = OnceLock::new();
+static PROGRAMS: OnceLock<Vec<(Filter, Vec<sock_filter>)>> = OnceLock::new();
 
-/// Every filter that there is. While loading, what is granted makes a difference only where something can be written:
-/// filter 2 cannot give back what filter 1 took.
-const FILTERS: [Filter; 5] = [
-    Filter { stage: Stage::Loading, files: FileAccess::None },
-    Filter { stage: Stage::Loading, files: FileAccess::State },
-    Filter { stage: Stage::Sealed, files: FileAccess::None },
-    Filter { stage: Stage::Sealed, files: FileAccess::Image },
-    Filter { stage: Stage::Sealed, files: FileAccess::State },
+/// Every filter that there is, each with and without a ring. While loading, what is granted makes a difference only where something
+/// can be written: filter 2 cannot give back what filter 1 took.
+const FILTERS: [(Stage, FileAccess); 5] = [
+    (Stage::Loading, FileAccess::None),
+    (Stage::Loading, FileAccess::State),
+    (Stage::Sealed, FileAccess::None),
+    (Stage::Sealed, FileAccess::Image),
+    (Stage::Sealed, FileAccess::State),
 ];
 
 /// Compiles the filters, so that forks find them ready.
 pub(crate) fn prepare() -> &'static [(Filter, Vec<sock_filter>)] {
     PROGRAMS.get_or_init(|| {
-        FILTERS.map(|filter| (filter, program::compile(rules::rules(filter), names::highest())))
+        let compile = |filter| (filter, program::compile(rules::rules(filter), names::highest()));
+        let with = |ring| FILTERS.map(|(stage, files)| compile(Filter { stage, files, ring }));
+        [with(false), with(true)].into_iter().flatten().collect()
     })
 }
 

@@ -7,7 +7,7 @@
 use super::names::number_of;
 use super::program::{Rule, Test, Verdict};
 use crate::FileAccess;
-use crate::spawner::CONTROL_FD;
+use crate::spawner::{CONTROL_FD, RING_FD};
 
 /// Which filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(crate) struct Filter {
     pub(crate) stage: Stage,
     /// What the image's manifest grants.
     pub(crate) files: FileAccess,
+    /// Whether the sandbox has a ring, and may use it.
+    pub(crate) ring: bool,
 }
 
 /// When a filter goes on.
@@ -219,6 +221,10 @@ const SHARED: u32 = libc::MAP_SHARED.unsigned_abs();
 const ANONYMOUS: u32 = libc::MAP_ANONYMOUS.unsigned_abs();
 const GROWS_DOWN: u32 = libc::MAP_GROWSDOWN.unsigned_abs();
 const HUGE: u32 = libc::MAP_HUGETLB.unsigned_abs();
+/// Waits for completions.
+const ENTER_GETEVENTS: u32 = 1 << 0;
+/// The last argument holds a time limit.
+const ENTER_EXT_ARG: u32 = 1 << 3;
 const EMPTY_PATH: u32 = libc::AT_EMPTY_PATH.unsigned_abs();
 
 /// The low half of an argument under a mask.
@@ -290,6 +296,7 @@ pub(super) fn rules(filter: Filter) -> Vec<Rule> {
     threads(&mut list);
     descriptors(&mut list, filter.files);
     files(&mut list, filter);
+    ring(&mut list, filter.ring);
     seal(&mut list, filter.stage);
     list.plain(ALWAYS, Verdict::Allow);
     for (errno, names) in REFUSED {
@@ -390,6 +397,17 @@ fn files(list: &mut List, filter: Filter) {
         // What the C library and Rust make of `fstat`.
         list.allow_if("newfstatat", &[word(3, &[EMPTY_PATH])], no);
         list.allow_if("statx", &[word(2, &[EMPTY_PATH])], no);
+    }
+}
+
+/// Submitting to its own ring and waiting for it. What can be submitted is the ring's own business: it was locked before the sandbox
+/// existed. Making one, or registering anything with this one, is trapped like everything that is not named.
+fn ring(list: &mut List, ring: bool) {
+    const RING: u32 = RING_FD.unsigned_abs();
+    // No polling thread, and no number that is not a descriptor's.
+    const PLAIN: u32 = !(ENTER_GETEVENTS | ENTER_EXT_ARG);
+    if ring {
+        list.allow_if("io_uring_enter", &[word(0, &[RING]), bits(3, PLAIN, &[0])], Verdict::Trap);
     }
 }
 
@@ -526,12 +544,20 @@ mod tests {
     use super::super::program::{ARCH, compile, run};
     use super::*;
 
-    const LOADING: Filter = Filter { stage: Stage::Loading, files: FileAccess::None };
-    const SEALED: Filter = Filter { stage: Stage::Sealed, files: FileAccess::None };
-    const SEALED_FILES: Filter = Filter { stage: Stage::Sealed, files: FileAccess::Image };
-    const LOADING_STATE: Filter = Filter { stage: Stage::Loading, files: FileAccess::State };
-    const SEALED_STATE: Filter = Filter { stage: Stage::Sealed, files: FileAccess::State };
-    const ALL: [Filter; 5] = [LOADING, SEALED, SEALED_FILES, LOADING_STATE, SEALED_STATE];
+    const LOADING: Filter = Filter { stage: Stage::Loading, files: FileAccess::None, ring: false };
+    const SEALED: Filter = Filter { stage: Stage::Sealed, files: FileAccess::None, ring: false };
+    const SEALED_FILES: Filter = Filter { stage: Stage::Sealed, files: FileAccess::Image, ring: false };
+    const LOADING_STATE: Filter = Filter { stage: Stage::Loading, files: FileAccess::State, ring: false };
+    const SEALED_STATE: Filter = Filter { stage: Stage::Sealed, files: FileAccess::State, ring: false };
+    const PLAIN: [Filter; 5] = [LOADING, SEALED, SEALED_FILES, LOADING_STATE, SEALED_STATE];
+    const ALL: [Filter; 10] = {
+        let [a, b, c, d, e] = PLAIN;
+        [a, b, c, d, e, with_ring(a), with_ring(b), with_ring(c), with_ring(d), with_ring(e)]
+    };
+
+    const fn with_ring(filter: Filter) -> Filter {
+        Filter { ring: true, ..filter }
+    }
 
     const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
     const TRAP: u32 = libc::SECCOMP_RET_TRAP;
@@ -569,10 +595,15 @@ mod tests {
 
     /// The calls that two filters answer differently, with all arguments 0, in alphabetical order.
     fn differing(one: Filter, other: Filter) -> Vec<&'static str> {
+        differing_on(0, one, other)
+    }
+
+    /// As above, with this first argument.
+    fn differing_on(fd: u64, one: Filter, other: Filter) -> Vec<&'static str> {
         let verdicts = |filter| {
             let program = compile(rules(filter), names::highest());
             (0..=u32::try_from(names::highest()).unwrap())
-                .map(move |nr| run::action(&program, ARCH, nr, [0; 6]))
+                .map(move |nr| run::action(&program, ARCH, nr, [fd, 0, 0, 0, 0, 0]))
                 .collect::<Vec<_>>()
         };
         let (one, other) = (verdicts(one), verdicts(other));
@@ -668,6 +699,38 @@ mod tests {
             {
                 assert_eq!(recvmsg(filter, 3, flags), TRAP, "with flags {flags:#x}");
             }
+        }
+    }
+
+    /// What a sandbox gains by its ring, whatever its files, before and after the seal. A change here needs thought.
+    #[test]
+    fn a_ring_is_entered_by_its_descriptor_and_no_other_and_never_registered_with() {
+        const RING: u64 = 4;
+        const WAYS: [u64; 4] = [0, 1, 8, 9];
+        for filter in PLAIN {
+            let ring = with_ring(filter);
+            assert_eq!(differing_on(RING, filter, ring), ["io_uring_enter"]);
+            for fd in [0, 1, 2, 3, 5, 6, 100, 0xFFFF_FFFF] {
+                assert_eq!(differing_on(fd, filter, ring), here(&[]), "on descriptor {fd}");
+            }
+            let enter = |filter, flags: u64| act(filter, "io_uring_enter", [RING, 64, 1, flags, 7, 24]);
+            for flags in WAYS {
+                assert_eq!(enter(ring, flags), ALLOW, "with flags {flags:#x}");
+                assert_eq!(enter(filter, flags), TRAP, "without a ring");
+            }
+            // A polling thread, numbers that are not descriptors, whatever comes later.
+            for bit in 0..32 {
+                let expected = if WAYS.contains(&(1 << bit)) { ALLOW } else { TRAP };
+                assert_eq!(enter(ring, 1 << bit), expected, "with bit {bit}");
+            }
+            for what in 0..64 {
+                assert_eq!(
+                    act(ring, "io_uring_register", [RING, what, 7, 1, 0, 0]),
+                    TRAP,
+                    "registering {what}"
+                );
+            }
+            assert_eq!(act(ring, "io_uring_setup", [8, 7, 0, 0, 0, 0]), TRAP);
         }
     }
 

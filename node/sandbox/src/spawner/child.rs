@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
+use denizen_ring::maker;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use rustix::process::{DumpableBehavior, Gid, Uid, set_dumpable_behavior};
 
@@ -24,6 +25,9 @@ const INNER_ID: u32 = 1000;
 
 /// Where a sandbox holds its connection to the agent.
 pub(crate) const CONTROL_FD: RawFd = 3;
+
+/// Where a sandbox holds its ring, if it has one.
+pub(crate) const RING_FD: RawFd = 4;
 
 /// Namespaces of each sandbox. The network is the spawner's empty one.
 const INNER: i32 = libc::CLONE_NEWUSER
@@ -50,6 +54,8 @@ pub(crate) struct Newborn {
     pub(crate) stdio: OwnedFd,
     pub(crate) page: OwnedFd,
     pub(crate) pidfd: OwnedFd,
+    /// Whether it has a ring.
+    pub(crate) ring: bool,
 }
 
 /// Whether the sandbox only shows that it can be made.
@@ -64,6 +70,7 @@ pub(crate) enum Trial {
 pub(crate) struct Cradle {
     pub(crate) control: OwnedFd,
     pub(crate) stdio: OwnedFd,
+    pub(crate) ring: Option<maker::Ring>,
     pub(crate) entrance: Entrance,
     pub(crate) trial: Trial,
 }
@@ -136,7 +143,13 @@ fn live(nest: &Nest, cradle: Cradle, page: &OwnedFd) -> ! {
         std::process::exit(UNPREPARED);
     }
     let control = Some(control);
-    let waiting = Waiting { control, testament, footprint: nest.footprint };
+    let ring = cradle.ring.as_ref().map(|ring| {
+        // SAFETY: placed there by `settle`; nothing else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(RING_FD) };
+        maker::Ring { fd, layout: ring.layout }
+    });
+    let has_ring = ring.is_some();
+    let waiting = Waiting { control, ring, has_ring, testament, footprint: nest.footprint };
     // A panic must not unwind into the spawner's frames below.
     let code = catch_unwind(AssertUnwindSafe(|| (nest.runner)(waiting)));
     std::process::exit(code.map_or(PANICKED, number_of))
@@ -180,16 +193,18 @@ fn map_own_user(proc: BorrowedFd<'_>) -> io::Result<()> {
     sys::write_at(proc, "self/gid_map", &line(0))
 }
 
-/// Standard input, output and error: the stdio socket, of which input is at its end. Control at 3. Of the rest only the
-/// doors to the control groups stay, for the moment.
+/// Standard input, output and error: the stdio socket, of which input is at its end. Control at 3, the ring at 4. Of the
+/// rest only the doors to the control groups stay, for the moment.
 fn place_descriptors(cradle: &Cradle) -> io::Result<()> {
     shutdown(&cradle.stdio, Shutdown::Read)?;
-    for (from, to) in [
+    let ring = cradle.ring.as_ref().map(|ring| (ring.fd.as_fd(), RING_FD));
+    let three = [
         (cradle.stdio.as_fd(), 0),
         (cradle.stdio.as_fd(), 1),
         (cradle.stdio.as_fd(), 2),
         (cradle.control.as_fd(), CONTROL_FD),
-    ] {
+    ];
+    for (from, to) in three.into_iter().chain(ring) {
         // SAFETY: a system call on numbers. The spawner holds its own descriptors at 0 to 4, so no source is a target,
         // and this fork uses none of them any more.
         if unsafe { libc::dup2(from.as_raw_fd(), to) } < 0 {
@@ -198,7 +213,7 @@ fn place_descriptors(cradle: &Cradle) -> io::Result<()> {
     }
     let mut keep: Vec<RawFd> = cradle.entrance.doors.iter().map(AsRawFd::as_raw_fd).collect();
     keep.sort_unstable();
-    let mut first = CONTROL_FD + 1;
+    let mut first = if cradle.ring.is_some() { RING_FD + 1 } else { CONTROL_FD + 1 };
     for door in keep {
         close_between(first, door - 1)?;
         first = door + 1;

@@ -21,11 +21,15 @@ pub(crate) enum Request {
         image_store: PathBuf,
         /// Where sandboxes get their control groups.
         hierarchies: Vec<Hierarchy>,
+        /// Whether sandboxes shall have rings.
+        rings: bool,
     },
     /// Make a sandbox.
     Spawn {
         /// The agent's number for it, never used twice.
         id: u64,
+        /// Whether it shall have a ring.
+        ring: bool,
     },
 }
 
@@ -38,6 +42,8 @@ pub(crate) enum Reply {
         own_uids: bool,
         /// The kernel has the filter actions.
         seccomp: bool,
+        /// Why no ring could be made, if one was wanted.
+        ring_error: Option<String>,
     },
     /// Carries [control, stdio, pidfd, page]. The sandbox then reports itself on its control connection.
     Spawned {
@@ -45,6 +51,8 @@ pub(crate) enum Reply {
         id: u64,
         /// Process id as the agent sees it.
         pid: u32,
+        /// Whether it has a ring.
+        ring: bool,
     },
     /// It could not be made.
     Failed {

@@ -11,7 +11,7 @@ pub(crate) mod record;
 mod serve;
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use crate::cgroup::Parents;
 use crate::life::{Life, Obituary, Sandbox};
 use crate::report::{IsolationReport, report};
 use crate::{ExitCause, LastWords, SandboxError, Waiting, sys};
-pub(crate) use child::CONTROL_FD;
+pub(crate) use child::{CONTROL_FD, RING_FD};
 use launch::Launched;
 use message::{Ended, Fault, Reply, Request, VERDICT_BYTES};
 use record::{Identity, Note};
@@ -53,6 +53,19 @@ pub struct SpawnerConfig {
     pub lock_dir: PathBuf,
     /// What to do where a layer of isolation is missing.
     pub isolation: Isolation,
+    /// Whether sandboxes get rings, where they can be had ([`Spawner::rings`]). Without, nothing of io_uring is used.
+    pub rings: bool,
+}
+
+/// Whether a spawner's sandboxes get rings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rings {
+    /// Each gets one, as long as there is memory for it.
+    Made,
+    /// [`SpawnerConfig::rings`] is false.
+    Unwanted,
+    /// They cannot be had here. The text says why, and what to do.
+    Unavailable(String),
 }
 
 /// Policy for missing layers of isolation.
@@ -77,6 +90,7 @@ struct Shared {
     next_id: AtomicU64,
     roster: Arc<Roster>,
     report: IsolationReport,
+    rings: Rings,
 }
 
 /// The sandboxes whose death is awaited. Shared with the watcher thread.
@@ -113,12 +127,12 @@ impl Spawner {
                 }
             })?;
         }
-        let report = set_up(requests.as_fd(), image_store, &roster.parents)?;
+        let (report, rings) = set_up(requests.as_fd(), image_store, &roster, config.rings)?;
         if config.isolation.require {
             refuse_missing(&report)?;
         }
         let shared =
-            Shared { pid, requests: Mutex::new(requests), next_id: AtomicU64::new(1), roster, report };
+            Shared { pid, requests: Mutex::new(requests), next_id: AtomicU64::new(1), roster, report, rings };
         Ok(Spawner { shared: Arc::new(shared) })
     }
 
@@ -127,9 +141,12 @@ impl Spawner {
         let shared = &self.shared;
         let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
         let obituary = shared.roster.expect_end(id);
-        let spawned = self.ask(id).and_then(|(pid, fds)| {
-            let sandbox = assemble(pid, fds, shared.roster.parents.group(id), obituary)?;
+        let spawned = self.ask(id).and_then(|(pid, has_ring, fds)| {
+            let mut sandbox = assemble(pid, fds, shared.roster.parents.group(id), obituary)?;
             await_verdict(&sandbox)?;
+            if has_ring {
+                sandbox.ring = fetch(sandbox.life.pidfd(), child::RING_FD).ok();
+            }
             Ok(sandbox)
         });
         if spawned.is_err() {
@@ -143,6 +160,11 @@ impl Spawner {
         &self.shared.report
     }
 
+    /// Whether the sandboxes get rings.
+    pub fn rings(&self) -> &Rings {
+        &self.shared.rings
+    }
+
     /// Process id of the spawner on this machine.
     pub fn pid(&self) -> u32 {
         self.shared.pid
@@ -154,15 +176,16 @@ impl Spawner {
     }
 
     /// One request and its answer.
-    fn ask(&self, id: u64) -> Result<(u32, Vec<OwnedFd>), SandboxError> {
+    fn ask(&self, id: u64) -> Result<(u32, bool, Vec<OwnedFd>), SandboxError> {
+        let ring = self.shared.rings == Rings::Made;
         let requests = lock(&self.shared.requests);
-        message::send(requests.as_fd(), &Request::Spawn { id }, &[])
+        message::send(requests.as_fd(), &Request::Spawn { id, ring }, &[])
             .map_err(|_| SandboxError::SpawnerGone)?;
         let until = Instant::now() + SPAWN_LIMIT;
         loop {
             let (reply, fds) = answer(requests.as_fd(), until, "make a sandbox", SPAWN_LIMIT)?;
             match reply {
-                Reply::Spawned { id: of, pid } if of == id => return Ok((pid, fds)),
+                Reply::Spawned { id: of, pid, ring } if of == id => return Ok((pid, ring, fds)),
                 Reply::Failed { id: of, fault } if of == id => return Err(failed(fault)),
                 Reply::Full { id: of, places } if of == id => {
                     return Err(SandboxError::Full { limit: places });
@@ -268,20 +291,50 @@ fn mourn(roster: &Roster) {
 fn set_up(
     requests: BorrowedFd<'_>,
     image_store: PathBuf,
-    parents: &Parents,
-) -> Result<IsolationReport, SandboxError> {
+    roster: &Roster,
+    rings: bool,
+) -> Result<(IsolationReport, Rings), SandboxError> {
+    let Roster { parents, pidfd, .. } = roster;
     let fds = parents.open().map_err(|source| SandboxError::Step {
         step: "opening the control groups".into(),
         remedy: "Is something else removing them?",
         source,
     })?;
     let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-    let setup = Request::Setup { image_store, hierarchies: parents.hierarchies.clone() };
+    let setup = Request::Setup { image_store, hierarchies: parents.hierarchies.clone(), rings };
     message::send(requests, &setup, &borrowed).map_err(|_| SandboxError::SpawnerGone)?;
     match answer(requests, Instant::now() + SETUP_LIMIT, "start", SETUP_LIMIT)? {
-        (Reply::Ready { own_uids, seccomp }, _) => Ok(report(own_uids, seccomp, parents)),
+        (Reply::Ready { own_uids, seccomp, ring_error }, _) => {
+            let rings = match (rings, ring_error) {
+                (false, _) => Rings::Unwanted,
+                (true, Some(why)) => Rings::Unavailable(why),
+                (true, None) => can_be_fetched(pidfd.as_fd()),
+            };
+            Ok((report(own_uids, seccomp, parents), rings))
+        }
         (Reply::Failed { fault, .. }, _) => Err(failed(fault)),
         _ => Err(SandboxError::SpawnerGone),
+    }
+}
+
+/// A descriptor of another process: the only way to get one of a ring, which the kernel does not let into messages.
+pub(crate) fn fetch(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
+    let flags = rustix::process::PidfdGetfdFlags::empty();
+    rustix::process::pidfd_getfd(pidfd, fd, flags).map_err(io::Error::from)
+}
+
+/// What it means when [`fetch`] fails.
+pub(crate) const NO_FETCHING: &str = "the agent may not have descriptors of its sandboxes";
+
+/// What to do then.
+pub(crate) const ALLOW_FETCHING: &str = "Set the sysctl kernel.yama.ptrace_scope below 3; in a container, allow pidfd_getfd in its \
+                                         seccomp profile";
+
+/// Whether this machine lets the agent have descriptors of processes below it: asked of the spawner, for one that it surely holds.
+fn can_be_fetched(spawner: BorrowedFd<'_>) -> Rings {
+    match fetch(spawner, launch::REQUESTS_FD) {
+        Ok(_) => Rings::Made,
+        Err(error) => Rings::Unavailable(format!("{NO_FETCHING} ({error}). {ALLOW_FETCHING}")),
     }
 }
 
@@ -322,7 +375,7 @@ fn assemble(
         source: io::Error::from_raw_os_error(libc::EMFILE),
     })?;
     let life = Life { pid, pidfd, last_words: LastWords::new(page), group, obituary };
-    Ok(Sandbox { control, stdio, life })
+    Ok(Sandbox { control, stdio, ring: None, life })
 }
 
 /// Waits until the sandbox says that it is prepared, which leaves its control connection clean.

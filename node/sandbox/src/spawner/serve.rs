@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use denizen_ring::maker;
 use rustix::event::epoll;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
@@ -86,7 +87,8 @@ pub(crate) fn run(runner: fn(Waiting) -> ExitCode) -> ! {
 impl Spawner {
     /// Takes the setup message, prepares everything that forks inherit, and makes a sandbox on trial.
     fn set_up(requests: OwnedFd, events: OwnedFd, runner: fn(Waiting) -> ExitCode) -> io::Result<Spawner> {
-        let Some((Request::Setup { image_store, hierarchies }, fds)) = message::receive(requests.as_fd())?
+        let Some((Request::Setup { image_store, hierarchies, rings }, fds)) =
+            message::receive(requests.as_fd())?
         else {
             return Err(io::ErrorKind::InvalidData.into());
         };
@@ -94,7 +96,9 @@ impl Spawner {
             Ok((nest, epoll)) => {
                 let add = epoll::EventData::new_u64(REQUESTS);
                 epoll::add(&epoll, &requests, add, epoll::EventFlags::IN)?;
-                let ready = Reply::Ready { own_uids: nest.own_uids, seccomp: seccomp::available() };
+                let ring_error = if rings { try_ring().err() } else { None };
+                let (own_uids, seccomp) = (nest.own_uids, seccomp::available());
+                let ready = Reply::Ready { own_uids, seccomp, ring_error };
                 message::send(requests.as_fd(), &ready, &[])?;
                 let wards = HashMap::new();
                 Ok(Spawner { nest, requests, events, epoll, wards, next_place: 0, unburied: Vec::new() })
@@ -117,7 +121,7 @@ impl Spawner {
             for event in events.drain(..) {
                 match event.data.u64() {
                     REQUESTS => match message::receive(self.requests.as_fd())? {
-                        Some((Request::Spawn { id }, _)) => self.spawn(id)?,
+                        Some((Request::Spawn { id, ring }, _)) => self.spawn(id, ring)?,
                         Some((Request::Setup { .. }, _)) => return Err(io::ErrorKind::InvalidData.into()),
                         None => return Ok(()),
                     },
@@ -128,11 +132,11 @@ impl Spawner {
     }
 
     /// Answers one request.
-    fn spawn(&mut self, id: u64) -> io::Result<()> {
+    fn spawn(&mut self, id: u64, ring: bool) -> io::Result<()> {
         let Some(place) = self.free_place() else {
             return message::send(self.requests.as_fd(), &Reply::Full { id, places: PLACES }, &[]);
         };
-        match birth(&self.nest, id, place, Trial::No) {
+        match birth(&self.nest, id, place, Trial::No, ring) {
             Ok(newborn) => self.hand_over(id, place, newborn),
             Err(fault) => {
                 self.remove_groups(id);
@@ -143,11 +147,11 @@ impl Spawner {
 
     /// Sends a newborn sandbox to the agent and keeps what is needed to bury it.
     fn hand_over(&mut self, id: u64, place: u32, newborn: Newborn) -> io::Result<()> {
-        let Newborn { pid, control, stdio, page, pidfd } = newborn;
+        let Newborn { pid, control, stdio, page, pidfd, ring } = newborn;
         let data = epoll::EventData::new_u64(u64::from(place));
         epoll::add(&self.epoll, &pidfd, data, epoll::EventFlags::IN)?;
         let fds = [control.as_fd(), stdio.as_fd(), pidfd.as_fd(), page.as_fd()];
-        let sent = message::send(self.requests.as_fd(), &Reply::Spawned { id, pid }, &fds);
+        let sent = message::send(self.requests.as_fd(), &Reply::Spawned { id, pid, ring }, &fds);
         self.wards.insert(place, Ward { id, pidfd });
         sent
     }
@@ -205,6 +209,7 @@ fn prepare(
     let mut nest = Nest { proc, own_uids: true, nursery, footprint, runner };
     trial(&mut nest)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(at(Step::Events))?;
+    use_up_free_chunks();
     Ok((nest, epoll))
 }
 
@@ -213,6 +218,35 @@ fn preload() {
     for library in HOST_LIBRARIES {
         // SAFETY: the platform's own libraries, whose constructors are those of any program.
         unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    }
+}
+
+/// Has whatever is allocated from now on lie together, behind what is there: what a fork allocates is its own copy of a page, and would
+/// otherwise lie in the gaps that the setup has left, on as many pages as there are gaps.
+fn use_up_free_chunks() {
+    const LARGEST: usize = 32 << 10;
+    const SMALLEST: usize = 16;
+    /// The allocator keeps so many chunks of each small size for the next who asks, and does not count them. It takes further ones from
+    /// where they are counted.
+    const KEPT: usize = 8;
+    const KEPT_BYTES: usize = 1040;
+    let free = || {
+        // SAFETY: it only counts.
+        let info = unsafe { libc::mallinfo2() };
+        info.fordblks.saturating_sub(info.keepcost)
+    };
+    let leak = |bytes: usize| std::mem::forget(std::hint::black_box(Vec::<u8>::with_capacity(bytes)));
+    // SAFETY: it gives back what nobody has allocated.
+    unsafe { libc::malloc_trim(0) };
+    let mut bytes = LARGEST;
+    while bytes >= SMALLEST {
+        let at_once = if bytes <= KEPT_BYTES { KEPT } else { 1 };
+        let mut before = usize::MAX;
+        while free() < before {
+            before = free();
+            (0..at_once).for_each(|_| leak(bytes));
+        }
+        bytes -= if bytes <= KEPT_BYTES { SMALLEST } else { bytes / 8 };
     }
 }
 
@@ -254,7 +288,7 @@ fn trial(nest: &mut Nest) -> Result<(), Fault> {
 
 fn try_once(nest: &Nest) -> Result<(), Fault> {
     const ID: u64 = 0;
-    let tried = birth(nest, ID, 0, Trial::Yes).and_then(|newborn| {
+    let tried = birth(nest, ID, 0, Trial::Yes, false).and_then(|newborn| {
         let verdict = verdict_within(newborn.control.as_fd());
         // Whatever it said, it is reaped before anything goes on.
         let _ = pidfd_send_signal(&newborn.pidfd, Signal::KILL);
@@ -279,15 +313,25 @@ fn verdict_within(control: BorrowedFd<'_>) -> Result<(), Fault> {
     }
 }
 
-/// Makes a sandbox: its sockets, its page, its groups, its process.
-fn birth(nest: &Nest, id: u64, place: u32, trial: Trial) -> Result<Newborn, Fault> {
+/// Makes a ring and drops it. The text says why not.
+fn try_ring() -> Result<(), String> {
+    let (end, _other) = child::socket_pair().map_err(|fault| fault.step.to_string())?;
+    maker::make(end.as_fd()).map(drop).map_err(|error| error.to_string())
+}
+
+/// Makes a sandbox: its sockets, its page, its groups, its ring, its process. Where a ring cannot be had any more (there may be a limit
+/// on the memory for them) the sandbox works without.
+fn birth(nest: &Nest, id: u64, place: u32, trial: Trial, ring: bool) -> Result<Newborn, Fault> {
     let entrance = nest.nursery.create(id).map_err(at(Step::Group))?;
     let page = last_words::new_page().map_err(at(Step::Page))?;
     let (control, their_control) = child::socket_pair()?;
     let (stdio, their_stdio) = child::socket_pair()?;
-    let cradle = child::Cradle { control: their_control, stdio: their_stdio, entrance, trial };
+    let made = if ring { maker::make(their_control.as_fd()).ok() } else { None };
+    let ring = made.is_some();
+    let cradle = child::Cradle { control: their_control, stdio: their_stdio, ring: made, entrance, trial };
+    // The spawner's own descriptors of what is in the cradle are closed by this.
     let (pid, pidfd) = child::fork_sandbox(nest, place, cradle, &page, control.as_fd())?;
-    Ok(Newborn { pid, control, stdio, page, pidfd })
+    Ok(Newborn { pid, control, stdio, page, pidfd, ring })
 }
 
 /// How a sandbox ended. `None`: it has not.

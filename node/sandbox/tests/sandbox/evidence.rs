@@ -11,7 +11,7 @@ use std::fs;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use denizen_sandbox::FileAccess;
+use denizen_sandbox::{FileAccess, Rings};
 
 use crate::node::{Node, Order, SOON, has, is_root, skip};
 use crate::runner::Report;
@@ -185,6 +185,20 @@ impl Tenant<'_> {
             self.attempt(format!("io_uring_enter {fd}"), libc::SYS_io_uring_enter, [fd, 1, 0, 0, 0, 0]);
         }
         self.attempt("io_uring_register", libc::SYS_io_uring_register, [3, 0, 0, 0, 0, 0]);
+        for what in 0..40 {
+            self.attempt(
+                format!("io_uring_register {what} on 4"),
+                libc::SYS_io_uring_register,
+                [4, what, pointer, 1, 0, 0],
+            );
+        }
+        for flag in (0..32).map(|bit| 1 << bit) {
+            self.attempt(
+                format!("io_uring_enter 4 with {flag:#x}"),
+                libc::SYS_io_uring_enter,
+                [4, 0, 0, flag, 0, 0],
+            );
+        }
         self.attempt("io_setup", libc::SYS_io_setup, [8, pointer, 0, 0, 0, 0]);
     }
 
@@ -461,11 +475,15 @@ pub(crate) fn open_files(report: &Report) {
 pub(crate) fn what_a_sandbox_sees() {
     let node = Node::start();
     let orders = [FileAccess::None, FileAccess::Image, FileAccess::State].into_iter().flat_map(|files| {
-        [Order::loading("evidence"), Order::sealed("evidence")].map(|order| order.with_files(files))
+        let plain = [Order::loading("evidence"), Order::sealed("evidence")];
+        // One that is not enabled: the sandbox has it and can do nothing with it.
+        let with_ring = plain.clone().map(Order::with_ring);
+        plain.into_iter().chain(with_ring).map(move |order| order.with_files(files))
     });
     for order in orders {
         let place = if order.sealed { "a function" } else { "a constructor" };
-        let place = format!("{place} with files {:?}", order.admission.files);
+        let ring = if order.admission.ring { " and a ring" } else { "" };
+        let place = format!("{place} with files {:?}{ring}", order.admission.files);
         let mut talk = node.order(&order);
         let (lines, _) = talk.rest();
         assert_eq!(
@@ -481,6 +499,13 @@ pub(crate) fn what_a_sandbox_sees() {
         for what in [
             "socket 1 1",
             "io_uring_setup",
+            "io_uring_enter 3",
+            "io_uring_enter 5",
+            "io_uring_enter 4 with 0x2",
+            "io_uring_enter 4 with 0x10",
+            "io_uring_register 2 on 4",
+            "io_uring_register 6 on 4",
+            "io_uring_register 12 on 4",
             "ptrace me",
             "execve",
             "kill 0",
@@ -493,6 +518,12 @@ pub(crate) fn what_a_sandbox_sees() {
         ] {
             assert!(table.contains(&(what, "trapped")), "{what} from {place} was not trapped");
         }
+        let ring = order.admission.ring && *node.spawner.rings() == Rings::Made;
+        let answer = if ring { "refused 77" } else { "trapped" };
+        assert!(
+            table.contains(&("io_uring_enter 4", answer)),
+            "io_uring_enter from {place} was not {answer}"
+        );
         assert!(table.contains(&(RECEIVE, "refused 11")), "{RECEIVE} from {place} was not answered");
         print_summary(&place, &table);
     }
@@ -511,7 +542,9 @@ fn print_summary(place: &str, table: &[(&str, &str)]) {
 pub(crate) fn a_sandbox_holds_exactly_its_descriptors() {
     let node = Node::start();
     let orders = [FileAccess::None, FileAccess::State].into_iter().flat_map(|files| {
-        [Order::loading("descriptors"), Order::sealed("descriptors")].map(|order| order.with_files(files))
+        let plain = [Order::loading("descriptors"), Order::sealed("descriptors")];
+        let with_ring = plain.clone().map(Order::with_ring);
+        plain.into_iter().chain(with_ring).map(move |order| order.with_files(files))
     });
     for order in orders {
         let mut talk = node.order(&order);
@@ -519,20 +552,11 @@ pub(crate) fn a_sandbox_holds_exactly_its_descriptors() {
         while lines.last().map(String::as_str) != Some("done") {
             lines.push(talk.line());
         }
-        assert_eq!(
-            lines,
-            [
-                "fd 0 socket",
-                "fd 1 socket",
-                "fd 2 socket",
-                "fd 3 socket",
-                "ids 1 0 1000 1000",
-                "host sandbox",
-                "stdin 0",
-                "environment 0",
-                "done"
-            ]
-        );
+        let ring = order.admission.ring && *node.spawner.rings() == Rings::Made;
+        let descriptors = ["fd 0 socket", "fd 1 socket", "fd 2 socket", "fd 3 socket"].into_iter();
+        let rest = ["ids 1 0 1000 1000", "host sandbox", "stdin 0", "environment 0", "done"];
+        let expected: Vec<_> = descriptors.chain(ring.then_some("fd 4 other")).chain(rest).collect();
+        assert_eq!(lines, expected);
         look_from_outside(talk.life.pid(), &order);
         talk.life.kill();
         talk.life.wait_exit(SOON).expect("dead");

@@ -15,6 +15,9 @@ mod evidence;
 mod lifecycle;
 mod limits;
 mod node;
+#[path = "../../../ring/tests/raw/mod.rs"]
+mod raw;
+mod rings;
 mod runner;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -60,6 +63,11 @@ tests! {
     evidence::segments_come_while_functions_run,
     evidence::a_thread_from_before_the_seal_is_sealed_too,
     evidence::two_sandboxes_are_two_users,
+    rings::a_ring_serves_the_connections_that_the_agent_installs_and_nothing_else,
+    rings::a_ring_that_is_not_admitted_is_closed,
+    rings::a_spawner_without_rings_makes_none,
+    rings::a_dead_sandbox_lets_its_connections_go_with_the_agents_ring,
+    rings::requests_without_end_are_stopped_by_the_control_group,
 }
 
 fn main() -> ExitCode {

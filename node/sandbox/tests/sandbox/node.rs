@@ -19,7 +19,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(10);
 pub(crate) const IMAGE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
 /// What a test tells the runner in a sandbox to do: one JSON line.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) admission: Admission,
     /// Do it behind filter 2, as a function would, or only behind filter 1, as a constructor would.
@@ -42,12 +42,18 @@ impl Order {
             file_bytes: 1 << 30,
             first_file_bytes: 1 << 30,
             segments: 4,
+            ring: false,
         };
         Order { admission, sealed: true, act: act.into(), invocation: 77 }
     }
 
     pub(crate) fn with_files(mut self, files: FileAccess) -> Order {
         self.admission.files = files;
+        self
+    }
+
+    pub(crate) fn with_ring(mut self) -> Order {
+        self.admission.ring = true;
         self
     }
 
@@ -92,6 +98,7 @@ pub(crate) fn config_in(dir: &Path) -> SpawnerConfig {
         image_store: dir.join("images"),
         lock_dir: dir.to_owned(),
         isolation: Isolation { require: false },
+        rings: true,
     }
 }
 

@@ -8,10 +8,11 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use denizen_ring::maker::Ring;
 use denizen_sandbox::{Sealed, Waiting};
 
-use crate::evidence;
 use crate::node::Order;
+use crate::{evidence, rings};
 
 /// Where acts write their lines.
 pub(crate) struct Report(pub(crate) Mutex<File>);
@@ -34,6 +35,7 @@ pub(crate) fn run(mut waiting: Waiting) -> ExitCode {
     }
     let order: Order = serde_json::from_str(&line).expect("an order");
     let report = Report(Mutex::new(reader.into_inner()));
+    let ring = if order.act.starts_with("ring") { waiting.take_ring() } else { None };
     lose_signal_stack();
     let loading = match waiting.admit(&order.admission) {
         Ok(loading) => loading,
@@ -44,7 +46,7 @@ pub(crate) fn run(mut waiting: Waiting) -> ExitCode {
     };
     if !order.sealed {
         let _running = loading.last_words().running(order.invocation);
-        act(&order.act, &report, None);
+        act(&order.act, &report, None, ring);
         return ExitCode::SUCCESS;
     }
     let early = (order.act == "early-thread").then(|| EarlyThread::start(&report));
@@ -52,13 +54,13 @@ pub(crate) fn run(mut waiting: Waiting) -> ExitCode {
     let _running = sealed.last_words().running(order.invocation);
     match early {
         Some(thread) => thread.go_on(&report),
-        None => act(&order.act, &report, Some(sealed)),
+        None => act(&order.act, &report, Some(sealed), ring),
     }
     ExitCode::SUCCESS
 }
 
 /// Does what a test asked for.
-fn act(act: &str, report: &Report, sealed: Option<Sealed>) {
+fn act(act: &str, report: &Report, sealed: Option<Sealed>, ring: Option<Ring>) {
     match act {
         "hello" => {
             println!("printed");
@@ -84,6 +86,10 @@ fn act(act: &str, report: &Report, sealed: Option<Sealed>) {
         "files" => evidence::open_files(report),
         "state" => evidence::use_state(report),
         "segments" => evidence::use_segments(report),
+        "ring" => rings::use_ring(report, ring.expect("a ring")),
+        other if other.starts_with("ring-flood ") => {
+            rings::flood(report, ring.expect("a ring"), &other["ring-flood ".len()..]);
+        }
         other => report.line(format!("unknown act {other}")),
     }
 }
