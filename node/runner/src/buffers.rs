@@ -1,4 +1,6 @@
 //! Inputs and replies: 16-aligned blocks, the small ones used again by later calls.
+//!
+//! Of two sizes, so that a process whose calls are small takes little memory when it is idle, and its first call touches few pages.
 
 use std::sync::Mutex;
 
@@ -6,9 +8,10 @@ use denizen_engine::AlignedBuf;
 
 use crate::locked;
 
-/// Blocks up to this many bytes are of one size and kept; larger ones are made to measure and given back.
-const KEPT_LEN: usize = 64 << 10;
-/// So many are kept.
+/// The sizes of blocks that are kept, in bytes; larger ones are made to measure and given back. The block of a whole page leaves room for
+/// what the allocator puts before it.
+const KEPT_LENS: [usize; 2] = [4000, 64 << 10];
+/// So many of each are kept.
 const KEPT_BLOCKS: usize = 8;
 
 /// Bytes at the front of a block.
@@ -51,23 +54,23 @@ impl Body {
 
 #[derive(Debug)]
 pub(crate) struct Buffers {
-    kept: Mutex<Vec<AlignedBuf>>,
+    kept: Mutex<[Vec<AlignedBuf>; KEPT_LENS.len()]>,
 }
 
 impl Buffers {
     pub(crate) fn new() -> Buffers {
-        Buffers { kept: Mutex::new(Vec::new()) }
+        Buffers { kept: Mutex::default() }
     }
 
     /// An empty body with room for `capacity` bytes, whose content is whatever an earlier call left there. `None`: no memory.
     pub(crate) fn with_room(&self, capacity: usize) -> Option<Body> {
-        if capacity > KEPT_LEN {
+        let Some(size) = KEPT_LENS.iter().position(|len| capacity <= *len) else {
             return Some(Body { block: AlignedBuf::zeroed(capacity)?, len: 0 });
-        }
-        let kept = locked(&self.kept).pop();
+        };
+        let kept = locked(&self.kept)[size].pop();
         let block = match kept {
             Some(block) => block,
-            None => AlignedBuf::zeroed(KEPT_LEN)?,
+            None => AlignedBuf::zeroed(KEPT_LENS[size])?,
         };
         Some(Body { block, len: 0 })
     }
@@ -75,7 +78,7 @@ impl Buffers {
     /// A body of `len` zeros.
     pub(crate) fn zeroed(&self, len: usize) -> Option<Body> {
         let mut body = self.with_room(len)?;
-        if len <= KEPT_LEN {
+        if KEPT_LENS.contains(&body.block.len()) {
             body.block[..len].fill(0);
         }
         body.len = len;
@@ -95,8 +98,8 @@ impl Buffers {
     }
 
     pub(crate) fn give_back(&self, body: Body) {
-        if body.block.len() == KEPT_LEN {
-            let mut kept = locked(&self.kept);
+        if let Some(size) = KEPT_LENS.iter().position(|len| body.block.len() == *len) {
+            let kept = &mut locked(&self.kept)[size];
             if kept.len() < KEPT_BLOCKS {
                 kept.push(body.block);
             }

@@ -5,8 +5,12 @@
 use std::ops::ControlFlow;
 
 use denizen_abi as abi;
+use denizen_engine::{FileEntry, FileKind, Snapshot, StateError};
 use denizen_wire::archive::{Decoder, Encoder, Event, RecordHead};
-use denizen_wire::{Builtin, FailKind, Imported, ListAsk, ListedKey, Listing, ValueHead, decode_put};
+use denizen_wire::{
+    Builtin, FailKind, FileListing, Imported, ListAsk, ListedFile, ListedFileKind, ListedKey, Listing,
+    ValueHead, decode_put, tar,
+};
 
 use crate::call::Active;
 
@@ -45,6 +49,10 @@ pub(crate) fn run(builtin: Builtin, call: &mut Active) -> i32 {
         Builtin::StateDelete => delete(call),
         Builtin::StateExport => export(call),
         Builtin::StateImport => import(call),
+        Builtin::FilesKeep => keep_files(call),
+        Builtin::FilesList => list_files(call),
+        Builtin::FilesGet => get_file(call),
+        Builtin::FilesExport => export_files(call),
     };
     match result {
         Ok(()) => abi::DZ_OK,
@@ -218,4 +226,86 @@ impl Import {
         }
         Ok(())
     }
+}
+
+/// Captures the files, with the quota that is wanted from now on.
+fn keep_files(call: &mut Active) -> Result<(), Refused> {
+    let quota = <[u8; 8]>::try_from(call.input()?).map(u64::from_le_bytes).map_err(bad)?;
+    call.runner.engine().raise_quota(quota);
+    match call.sync_files() {
+        abi::DZ_OK => Ok(()),
+        status => Err(status.into()),
+    }
+}
+
+fn list_files(call: &mut Active) -> Result<(), Refused> {
+    let snapshot = call.runner.engine().snapshot();
+    let listed = |(path, entry): (&[u8], Result<FileEntry, StateError>)| ListedFile {
+        path: path.to_vec(),
+        kind: match entry {
+            Ok(entry) => listed_as(&entry),
+            Err(error) => ListedFileKind::Damaged { why: error.to_string() },
+        },
+    };
+    let files = snapshot.files().map_err(|error| damaged(call, &error))?;
+    let files = files.into_iter().map(listed).collect();
+    reply_json(call, &FileListing { files, commit: snapshot.commit_number() })
+}
+
+fn listed_as(entry: &FileEntry) -> ListedFileKind {
+    let (mode, modified_s) = (entry.mode, entry.modified.0);
+    match entry.kind {
+        FileKind::Directory => ListedFileKind::Directory { mode },
+        FileKind::File { len, .. } => ListedFileKind::File { mode, bytes: len, modified_s },
+    }
+}
+
+fn damaged(call: &mut Active, error: &StateError) -> Refused {
+    Refused(call.trouble.of_state(call.runner, error), None)
+}
+
+fn get_file(call: &mut Active) -> Result<(), Refused> {
+    let none = || {
+        Refused(abi::DZ_E_NOT_FOUND, Some((FailKind::NotFound, "no file of this path was captured".into())))
+    };
+    let snapshot = call.runner.engine().snapshot();
+    let entry = snapshot.file_entry(call.input()?);
+    let entry = entry.map_err(|error| damaged(call, &error))?.ok_or_else(none)?;
+    if entry.kind == FileKind::Directory {
+        return Err(none());
+    }
+    call.reply_content_type("application/octet-stream")?;
+    send_file(call, &snapshot, &entry)
+}
+
+/// Sends the bytes of a file as they lie in the log, zeros for its holes.
+fn send_file(call: &mut Active, snapshot: &Snapshot, entry: &FileEntry) -> Result<(), Refused> {
+    for piece in entry.pieces() {
+        match snapshot.file_piece(piece).map_err(|error| damaged(call, &error))? {
+            Some(bytes) => call.reply_write(bytes)?,
+            None => call.reply_write(&vec![0; piece.1])?,
+        }
+    }
+    Ok(())
+}
+
+fn export_files(call: &mut Active) -> Result<(), Refused> {
+    call.reply_content_type("application/x-tar")?;
+    let snapshot = call.runner.engine().snapshot();
+    let files = snapshot.files().map_err(|error| damaged(call, &error))?;
+    let mut out = Vec::new();
+    for (path, entry) in files {
+        let entry = entry.map_err(|error| damaged(call, &error))?;
+        let kind = match entry.kind {
+            FileKind::Directory => tar::Entry::Directory,
+            FileKind::File { len, .. } => tar::Entry::File(len),
+        };
+        tar::head(&mut out, path, entry.mode, entry.modified.0, kind);
+        call.reply_write(&out)?;
+        out.clear();
+        send_file(call, &snapshot, &entry)?;
+        out.resize(tar::padding(entry.len()), 0);
+    }
+    tar::end(&mut out);
+    Ok(call.reply_write(&out)?)
 }

@@ -8,15 +8,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use denizen_abi as abi;
-use denizen_engine::{KeyInfo, MAX_KEY_LEN, Savepoint, Snapshot, StateError, Transaction, Value};
+use denizen_engine::{
+    Access as Turn, KeyInfo, MAX_KEY_LEN, Reply, Savepoint, Snapshot, StateError, Transaction, Value,
+};
 use denizen_wire::{CancelReason, Durability, FailKind, Failure, ReplyHead};
 
 use crate::buffers::Body;
 use crate::declare::{Function, Mode};
 use crate::files;
 use crate::inbox::{Inbox, InputEnd, Taken};
+use crate::remembered::{End, Fingerprint, Identity, MAX_REMEMBERED, Record};
+use crate::reply::Begins;
 use crate::serve::Runner;
 use crate::trouble::Trouble;
+
+/// Of an input that is read only to be compared, so many bytes are read at a time.
+const INPUT_PIECE: usize = 16 << 10;
 
 /// An invocation whose function may be run.
 #[derive(Debug)]
@@ -30,11 +37,44 @@ pub(crate) struct Call {
     pub(crate) invocation: Box<str>,
     /// What the commit is to have survived when the reply is sent.
     pub(crate) wanted: Durability,
+    /// The idempotency key: what stands for this call when it is made again.
+    pub(crate) key: Option<Box<str>>,
+    /// The state that remembers an earlier call with the key: how that ended is the answer. `None` from whoever receives a call.
+    pub(crate) known: Option<Snapshot>,
 }
 
 impl Call {
     pub(crate) fn mode(&self) -> Mode {
-        self.function.mode()
+        // Nothing runs but the look at what is remembered.
+        if self.known.is_some() { Mode::ReadOnly } else { self.function.mode() }
+    }
+}
+
+/// What an invocation with an idempotency key keeps for those who ask again.
+#[derive(Debug)]
+struct Keyed {
+    key: Box<str>,
+    fingerprint: Fingerprint,
+    /// What was streamed of the reply.
+    streamed: Vec<u8>,
+    /// It is too long to be remembered.
+    overflowed: bool,
+}
+
+impl Keyed {
+    fn new(key: Box<str>, function: &str, content_type: &str, input: Option<&Body>) -> Box<Keyed> {
+        let mut fingerprint = Fingerprint::new(function, content_type);
+        input.into_iter().for_each(|input| fingerprint.read_whole(input.bytes()));
+        Box::new(Keyed { key, fingerprint, streamed: Vec::new(), overflowed: false })
+    }
+
+    fn stream(&mut self, bytes: &[u8]) -> Result<(), i32> {
+        self.overflowed |= self.streamed.len() + bytes.len() > MAX_REMEMBERED;
+        if self.overflowed {
+            return Err(abi::DZ_E_TOO_LARGE);
+        }
+        self.streamed.extend_from_slice(bytes);
+        Ok(())
     }
 }
 
@@ -141,12 +181,13 @@ pub(crate) struct Active {
     /// Open savepoints, and what the function calls them.
     savepoints: Vec<(u64, Savepoint)>,
     next_savepoint: u64,
+    keyed: Option<Box<Keyed>>,
 }
 
 /// How an invocation ended.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Reply { body: Option<Body>, content_type: String, commit: u64 },
+    Reply { body: Option<Body>, content_type: String, commit: u64, replayed: bool },
     StreamEnd { commit: u64 },
     Failed { failure: Failure, commit: u64 },
 }
@@ -161,8 +202,11 @@ pub(crate) enum Ended {
 
 impl Active {
     pub(crate) fn new(runner: &'static Runner, call: Call, access: Access, may_rerun: bool) -> Active {
+        let name = &call.function.decl.name;
+        let keyed = |key| Keyed::new(key, name, &call.content_type, call.input.as_ref());
         Active {
             runner,
+            keyed: call.key.map(keyed),
             id: call.id,
             function: call.function,
             inbox: call.inbox,
@@ -215,10 +259,22 @@ impl Active {
             return Ok(count);
         }
         self.input = Input::Reading;
-        self.take_input(into)
+        let count = self.take_input(into)?;
+        if let Some(keyed) = &mut self.keyed {
+            keyed.fingerprint.read(&into[..count]);
+        }
+        Ok(count)
     }
 
     fn collect_input(&mut self) -> Result<Body, i32> {
+        let body = self.collect()?;
+        if let Some(keyed) = &mut self.keyed {
+            keyed.fingerprint.read_whole(body.bytes());
+        }
+        Ok(body)
+    }
+
+    fn collect(&self) -> Result<Body, i32> {
         let most = usize::try_from(self.runner.limits().body_bytes).unwrap_or(usize::MAX);
         let buffers = self.runner.buffers();
         let mut body = buffers.with_room(0).ok_or(abi::DZ_E_TOO_LARGE)?;
@@ -240,6 +296,10 @@ impl Active {
             taken => Some(Ok(taken)),
         });
         match taken {
+            Ok(Taken::Bytes { count, .. }) if inbox.direct.is_some() => {
+                self.runner.took_input(inbox, count);
+                Ok(count)
+            }
             Ok(Taken::Bytes { count, credit }) => {
                 self.runner.return_credit(self.id, credit).map_err(|_| abi::DZ_E_IO)?;
                 Ok(count)
@@ -276,7 +336,10 @@ impl Active {
     /// Sends the next bytes of a streamed reply, and waits while there is no credit.
     pub(crate) fn reply_write(&mut self, bytes: &[u8]) -> Result<(), i32> {
         let first = self.begin_stream()?;
-        let head = first.then_some(self.reply_type.as_str());
+        if let Some(keyed) = &mut self.keyed {
+            keyed.stream(bytes)?;
+        }
+        let head = first.then_some(Begins::now(&self.reply_type));
         self.runner.send_with_credit(self.id, &self.inbox, head, bytes, self.access.commit_number())
     }
 
@@ -479,7 +542,7 @@ impl Active {
     /// Streams the value of an object from where it lies.
     pub(crate) fn write_value(&mut self, key: &[u8]) -> Result<(), i32> {
         let first = self.begin_stream()?;
-        let head = first.then_some(self.reply_type.as_str());
+        let head = first.then_some(Begins::now(&self.reply_type));
         let value = self.access.get(key).map_err(|error| self.trouble.of_state(self.runner, &error))?;
         let bytes = value.ok_or(abi::DZ_E_NOT_FOUND)?.bytes;
         self.runner.send_with_credit(self.id, &self.inbox, head, bytes, self.access.commit_number())
@@ -493,10 +556,11 @@ impl Active {
         // What it recorded counts only if it failed.
         self.failure = None;
         let ended = match &self.access {
-            Access::Read(snapshot) => Ok(snapshot.commit_number()),
             Access::Write(_) if self.inbox.cancelled() == Some(CancelReason::Deadline) => {
                 Err(abi::DZ_E_CANCELLED)
             }
+            _ if self.keyed.is_some() => self.commit_with_reply(),
+            Access::Read(snapshot) => Ok(snapshot.commit_number()),
             Access::Write(_) => self.commit(),
         };
         match ended {
@@ -512,7 +576,137 @@ impl Active {
             Output::Whole(body) => Some(body),
             Output::None => None,
         };
-        Outcome::Reply { body, content_type: self.reply_type, commit }
+        Outcome::Reply { body, content_type: self.reply_type, commit, replayed: false }
+    }
+
+    /// Commits what was written and the reply, which is remembered by that. Also where nothing was written.
+    fn commit_with_reply(&mut self) -> Result<u64, i32> {
+        let Some(keyed) = self.keyed.take() else { return self.commit() };
+        let committed = self.commit_reply_of(&keyed);
+        self.keyed = Some(keyed);
+        committed
+    }
+
+    fn commit_reply_of(&mut self, keyed: &Keyed) -> Result<u64, i32> {
+        let body = match &self.output {
+            Output::Whole(body) => body.bytes(),
+            Output::Streaming => &keyed.streamed,
+            Output::None => &[],
+        };
+        if keyed.overflowed || body.len() > MAX_REMEMBERED {
+            self.failure = Some(too_long_to_remember());
+            return Err(abi::DZ_E_TOO_LARGE);
+        }
+        let end = End::Replied { content_type: &self.reply_type, body };
+        let record = Record { of: keyed.fingerprint.identity(), end }.encode();
+        if !self.runner.has_room_for_reply(&keyed.key, record.len()) {
+            let most = self.runner.most_replies_bytes();
+            let message = format!(
+                "remembered replies take {most} bytes of the state, as much as they may: a quarter of `state`; call without an \
+                 idempotency key, or again when some have expired (`remember`)"
+            );
+            self.failure = Some((FailKind::Quota, message));
+            return Err(abi::DZ_E_QUOTA);
+        }
+        if let Access::Read(_) = self.access {
+            self.access = Access::Write(self.runner.engine().begin(Turn::Concurrent));
+        }
+        let reply = Reply { expires_ms: self.runner.expires_ms(), reply: &record };
+        self.change(|transaction| transaction.remember_reply(keyed.key.as_bytes(), reply))?;
+        self.commit()
+    }
+
+    /// The call has failed after a commit of its own: nobody is to run it again.
+    fn remember_failure(&mut self, failure: &Failure) {
+        let (Some(keyed), Access::Write(transaction)) = (&self.keyed, &mut self.access) else { return };
+        let Ok(json) = serde_json::to_vec(failure) else { return };
+        let record = Record { of: keyed.fingerprint.identity(), end: End::Failed(&json) }.encode();
+        let reply = Reply { expires_ms: self.runner.expires_ms(), reply: &record };
+        transaction.abort();
+        if let Err(error) = transaction.remember_reply(keyed.key.as_bytes(), reply) {
+            return self.runner.say_forgotten(&self.invocation, &error);
+        }
+        if let Err(error) = self.runner.commit(transaction, &self.inbox) {
+            self.runner.say_forgotten(&self.invocation, &error);
+            self.trouble.of_commit(self.runner, &error);
+        }
+    }
+
+    /// Answers as an earlier call with the same key was answered, if it was the same call.
+    pub(crate) fn replay(mut self, known: &Snapshot) -> Outcome {
+        let failed = |failure| Outcome::Failed { failure, commit: self.runner.last_commit() };
+        let key = self.keyed.as_ref().map(|keyed| keyed.key.clone()).unwrap_or_default();
+        let damaged = |why: &str| {
+            let message =
+                format!("what is remembered under the idempotency key {key:?} cannot be read: {why}");
+            failed(Failure::unstarted(FailKind::StateCorrupt, message))
+        };
+        let remembered = match known.remembered(key.as_bytes()) {
+            Ok(remembered) => remembered,
+            Err(error) => {
+                self.trouble.of_state(self.runner, &error);
+                return damaged(&error.to_string());
+            }
+        };
+        let record = remembered.and_then(|found| Some((Record::decode(found.reply.reply)?, found.commit)));
+        let Some((record, commit)) = record else { return damaged("it is malformed") };
+        match self.is_same(&record.of) {
+            Ok(true) => {}
+            Ok(false) => {
+                let message = format!(
+                    "the idempotency key {key:?} stands for an earlier call, of another function or with another input"
+                );
+                return failed(Failure::unstarted(FailKind::KeyReused, message));
+            }
+            Err(status) => {
+                let (kind, message) = self.cause_of(status);
+                return failed(Failure::unstarted(kind, message));
+            }
+        }
+        self.give_input_back();
+        match record.end {
+            End::Failed(json) => match serde_json::from_slice::<Failure>(json) {
+                Ok(failure) => failed(Failure { replayed: true, ..failure }),
+                Err(error) => damaged(&error.to_string()),
+            },
+            End::Replied { content_type, body } => {
+                let Some(mut copy) = self.runner.buffers().with_room(body.len()) else {
+                    return failed(Failure::unstarted(
+                        FailKind::TooLarge,
+                        "the process has no memory for the reply",
+                    ));
+                };
+                copy.push(body);
+                let content_type = content_type.to_owned();
+                Outcome::Reply { body: Some(copy), content_type, commit, replayed: true }
+            }
+        }
+    }
+
+    /// Whether this is the call that is remembered. Of an input that streams, as much is read as the earlier one has read.
+    fn is_same(&mut self, earlier: &Identity) -> Result<bool, i32> {
+        let Some(keyed) = &self.keyed else { return Ok(false) };
+        let call = keyed.fingerprint.call;
+        if let Input::Whole(body) = &self.input {
+            return Ok(earlier.is_of(call, body.bytes()));
+        }
+        if call != earlier.call {
+            return Ok(false);
+        }
+        let mut buffer = vec![0; INPUT_PIECE];
+        loop {
+            let read = self.keyed.as_ref().map_or(0, |keyed| keyed.fingerprint.len);
+            let left = earlier.len.saturating_sub(read);
+            if left == 0 && !earlier.ended {
+                break;
+            }
+            // One byte more than there was, to learn that it was the end.
+            let wanted = usize::try_from(left).unwrap_or(INPUT_PIECE).clamp(1, INPUT_PIECE);
+            if self.input_read(&mut buffer[..wanted])? == 0 || left == 0 {
+                break;
+            }
+        }
+        Ok(self.keyed.as_ref().is_some_and(|keyed| keyed.fingerprint.identity() == *earlier))
     }
 
     fn end_failed(mut self, status: i32) -> Ended {
@@ -525,8 +719,11 @@ impl Active {
         }
         self.give_input_back();
         let (kind, message) = self.cause_of(status);
-        let commit = self.access.commit_number();
         let failure = Failure::of_function(kind, message, self.committed);
+        if self.committed && kind != FailKind::StoreBroken {
+            self.remember_failure(&failure);
+        }
+        let commit = self.access.commit_number();
         Ended::Done(Outcome::Failed { failure, commit })
     }
 
@@ -552,11 +749,17 @@ impl Active {
             content_type: self.content_type,
             invocation: self.invocation,
             wanted: self.wanted,
+            key: self.keyed.map(|keyed| keyed.key),
+            known: None,
         }
     }
 
     /// What the function recorded; else what the state said, if that is what it returned; else the bare number.
     fn cause_of(&mut self, status: i32) -> (FailKind, String) {
+        if self.keyed.as_ref().is_some_and(|keyed| keyed.overflowed) {
+            // The function knows no more than that it could not write.
+            return too_long_to_remember();
+        }
         let cancelled = self.inbox.cancelled();
         match (self.failure.take(), self.trouble.take()) {
             // The function may have no word for it, and this process will not serve another call.
@@ -587,6 +790,12 @@ impl Active {
             self.runner.buffers().give_back(body);
         }
     }
+}
+
+fn too_long_to_remember() -> (FailKind, String) {
+    let message =
+        format!("the reply of a call with an idempotency key may have at most {MAX_REMEMBERED} bytes");
+    (FailKind::TooLarge, message)
 }
 
 /// Whether these bytes can be a key at all.

@@ -5,6 +5,8 @@ use denizen_wire::Assignment;
 
 /// Segments beside those that the size of the state explains.
 const FEW_SEGMENTS: u32 = 64;
+/// Segments that a process may bring along whose sandbox was prepared before it was known.
+const SEGMENTS_UNKNOWN: u32 = denizen_wire::MOST_SEGMENTS_OF_PREPARED;
 /// More descriptors than these take no system lets a process have.
 const MOST_SEGMENTS: u32 = 8192;
 
@@ -88,6 +90,7 @@ fn admission(assignment: &Assignment) -> Admission {
         file_bytes: quota.saturating_mul(2).saturating_add(longest),
         first_file_bytes: assignment.segment_min_bytes,
         segments: most_segments(assignment),
+        ring: assignment.ring,
     }
 }
 
@@ -95,5 +98,6 @@ fn admission(assignment: &Assignment) -> Admission {
 fn most_segments(assignment: &Assignment) -> u32 {
     let large = 4 * assignment.limits.state_bytes / assignment.segment_max_bytes.max(1 << 20);
     let large = u32::try_from(large).unwrap_or(u32::MAX);
-    assignment.segments.saturating_add(large).saturating_add(FEW_SEGMENTS).min(MOST_SEGMENTS)
+    let present = if assignment.prepare { SEGMENTS_UNKNOWN } else { assignment.segments };
+    present.saturating_add(large).saturating_add(FEW_SEGMENTS).min(MOST_SEGMENTS)
 }

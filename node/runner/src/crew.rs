@@ -8,7 +8,7 @@
 //!   whoever moves it from odd to even is the leader: the old one, or the spare that was faster.
 //! - A leader runs a function only if a spare is there to watch, unless no second thread can be had at all.
 //! - When nothing has run for [`QUIET_TICKS`] looks, the watcher sleeps without a timeout, and the next function wakes it: an idle
-//!   process makes no wake-ups.
+//!   process makes no wake-ups. The first time it gives back what the process no longer needs of its heap.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -17,6 +17,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::locked;
+use crate::plugin::give_back_free_memory;
 
 /// How long a function may run before another thread takes over the reading.
 const PATIENCE: Duration = Duration::from_millis(1);
@@ -41,6 +42,8 @@ pub(crate) enum Duty<W> {
 pub(crate) struct Crew<W> {
     lead: AtomicU64,
     watcher_sleeps: AtomicBool,
+    /// It was quiet once.
+    rested: AtomicBool,
     /// Threads without work. Changed under the lock; read without it.
     spares: AtomicUsize,
     state: Mutex<State<W>>,
@@ -63,6 +66,7 @@ impl<W> Crew<W> {
         Crew {
             lead: AtomicU64::new(2),
             watcher_sleeps: AtomicBool::new(false),
+            rested: AtomicBool::new(false),
             spares: AtomicUsize::new(0),
             state: Mutex::new(State { ready: VecDeque::new(), threads: 1, most_threads, watching: false }),
             watch_bell: Condvar::new(),
@@ -210,6 +214,13 @@ impl<W> Crew<W> {
                 return (state, false);
             }
             if quiet >= QUIET_TICKS {
+                if !self.rested.swap(true, SeqCst) {
+                    // Now nobody waits for it.
+                    drop(state);
+                    give_back_free_memory();
+                    state = locked(&self.state);
+                    continue;
+                }
                 state = self.sleep_until_something_runs(state, seen);
                 seen = self.lead.load(SeqCst);
                 quiet = 0;
@@ -286,8 +297,11 @@ mod tests {
             crew.begin_running();
             assert!(crew.stop_running());
         }
-        std::thread::sleep(PATIENCE * (QUIET_TICKS + 20));
-        assert!(crew.watcher_sleeps.load(SeqCst), "an idle watcher must sleep");
+        let until = Instant::now() + Duration::from_secs(10);
+        while !crew.watcher_sleeps.load(SeqCst) {
+            assert!(Instant::now() < until, "an idle watcher must sleep");
+            std::thread::sleep(PATIENCE * QUIET_TICKS);
+        }
         crew.begin_running();
         assert!(crew.stop_running());
         std::thread::sleep(PATIENCE * 4);

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use denizen_engine::{Engine, StateError};
-use denizen_wire::{Assignment, LoadFailure, LoadFailureKind};
+use denizen_wire::{Assignment, LastCapture, LoadFailure, LoadFailureKind, SpareRefusal};
 
 use crate::inbox::Inbox;
 use crate::serve::{Runner, log_of_host};
@@ -82,7 +82,7 @@ pub(crate) fn capture(runner: &'static Runner, inbox: &Arc<Inbox>) -> Result<Cap
 
 /// Captures what has changed, if that is due: after a call that may have changed something. Waits for nothing; what does not succeed is
 /// tried again.
-pub(crate) fn after_exclusive(runner: &'static Runner) {
+pub(crate) fn after_call(runner: &'static Runner) {
     let Some(files) = FILES.get() else { return };
     match files.capture_if_due(runner.engine(), &|writer| Ok(writer.transaction().commit()?)) {
         None | Some(Ok(_) | Err(FilesError::Moving)) => {}
@@ -90,5 +90,21 @@ pub(crate) fn after_exclusive(runner: &'static Runner) {
         Some(Err(error)) => {
             log_of_host(&format!("{error}. What was captured before is kept, and this is tried again"))
         }
+    }
+}
+
+/// Captures at an orderly end, and says what came of it.
+pub(crate) fn at_the_end(runner: &'static Runner) -> LastCapture {
+    let nobody = Arc::new(Inbox::new(None, 0));
+    let error = match capture(runner, &nobody) {
+        Ok(_) | Err(NotCaptured::NoFiles) => return LastCapture::Kept,
+        Err(error) => error,
+    };
+    log_of_host(&format!("{error}. What was captured before is kept; what changed in /state since is lost"));
+    match error {
+        NotCaptured::State(NotCommitted::NoSpare(SpareRefusal::DiskFull | SpareRefusal::Failed)) => {
+            LastCapture::NoRoom
+        }
+        _ => LastCapture::Refused,
     }
 }

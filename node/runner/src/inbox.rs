@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use denizen_wire::{CancelReason, WINDOW};
 
+use crate::direct::Ours;
 use crate::locked;
 
 /// Credit is returned when this many bytes were taken: half the window, so that the sender always has the other half.
@@ -20,6 +21,8 @@ pub(crate) struct Inbox {
     deadline: Option<Instant>,
     /// The most bytes of input.
     body_limit: u64,
+    /// Whose it is, if its caller is connected to this process.
+    pub(crate) direct: Option<Ours>,
     mail: Mutex<Mail>,
     news: Condvar,
 }
@@ -79,9 +82,20 @@ impl Inbox {
             cancelled: AtomicU8::new(NOT_CANCELLED),
             deadline,
             body_limit,
+            direct: None,
             mail: Mutex::new(mail),
             news: Condvar::new(),
         }
+    }
+
+    /// Of a call of a direct connection.
+    pub(crate) fn of_direct(deadline: Option<Instant>, body_limit: u64, ours: Ours) -> Inbox {
+        Inbox { direct: Some(ours), ..Inbox::new(deadline, body_limit) }
+    }
+
+    /// Whether it was told that nobody wants the reply any more.
+    pub(crate) fn is_told(&self) -> bool {
+        self.cancelled.load(Relaxed) != NOT_CANCELLED
     }
 
     /// Why nobody wants the reply any more, if so.

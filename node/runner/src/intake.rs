@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use denizen_wire::{
     Builtin, CallHead, CancelReason, Durability, FailKind, Failure, Header, Kind, LENGTH_UNKNOWN,
-    MAX_CONTENT_TYPE, MAX_INVOCATION_ID, SegmentUse, SpareRefusal, WINDOW, WireError,
+    MAX_CALL_HEAD, SegmentUse, SpareRefusal, WINDOW, WireError,
 };
 
 use crate::buffers::Body;
 use crate::call::Call;
 use crate::debts::Debt;
-use crate::declare::{Function, Mode};
+use crate::declare::Function;
+use crate::direct::Reading;
 use crate::inbox::{Inbox, Mail};
 use crate::link::Gone;
 use crate::locked;
@@ -24,16 +25,15 @@ use crate::plugin::end_process;
 use crate::serve::{Runner, draining, fault};
 use crate::source::Source;
 
-/// The longest head of an `Invoke` frame in bytes.
-const MAX_HEAD: usize = 4 + MAX_CONTENT_TYPE + MAX_INVOCATION_ID;
 /// So many calls may be waiting and running in one process.
-const MAX_CALLS: usize = 1024;
+pub(crate) const MAX_CALLS: usize = 1024;
 
 /// The leader's own: what it has read and not handed on.
 #[derive(Debug)]
 pub(crate) struct Intake {
     source: Source,
     assembling: Waiting,
+    reading: Reading,
 }
 
 /// Calls whose input is still coming.
@@ -82,7 +82,7 @@ impl From<WireError> for Stop {
 
 impl Intake {
     pub(crate) fn new(source: Source) -> Intake {
-        Intake { source, assembling: BTreeMap::new() }
+        Intake { source, assembling: BTreeMap::new(), reading: Reading::default() }
     }
 }
 
@@ -106,10 +106,10 @@ impl Runner {
             return Ok(Step::Pause);
         }
         loop {
-            let Intake { source, assembling } = &mut *intake;
+            let Intake { source, assembling, reading } = &mut *intake;
             match source.frames.peek()?.map(|header| header.kind) {
                 Some(Kind::Invoke) => {
-                    if let Some(frame) = source.frames.split_after(MAX_HEAD)? {
+                    if let Some(frame) = source.frames.split_after(MAX_CALL_HEAD)? {
                         let header = frame.header;
                         let (head, part) = CallHead::decode(frame.payload)?;
                         let rest = header.len() - frame.payload.len();
@@ -128,12 +128,20 @@ impl Runner {
                 Some(_) => {
                     if let Some(frame) = source.frames.frame()? {
                         let header = frame.header;
-                        return self.news(&header, source, assembling);
+                        if header.kind == Kind::Caller {
+                            self.accept_caller(&header, frame.payload, reading);
+                            return Ok(Step::Done);
+                        }
+                        return self.news(&header, source, assembling, reading);
                     }
                 }
                 None => {}
             }
-            if !self.has_more_to_do() {
+            if self.direct.is_used() {
+                if let Some(step) = self.next_direct(source, reading)? {
+                    return Ok(step);
+                }
+            } else if !self.has_more_to_do() {
                 source.read()?;
             } else if !source.read_now()? {
                 return Ok(Step::Pause);
@@ -156,6 +164,8 @@ impl Runner {
             content_type: head.content_type.into(),
             invocation: head.invocation.into(),
             wanted,
+            key: head.key.map(Into::into),
+            known: None,
         };
         let sink = if function.streams_input() {
             Sink::NewStream(call, part.to_vec())
@@ -198,7 +208,7 @@ impl Runner {
         let limit = function.body_limit(self.limits());
         let declared = if header.c == LENGTH_UNKNOWN { 0 } else { header.c };
         // What is in this frame counts too, whatever was declared; its head is not worth subtracting.
-        if declared.max((header.len().saturating_sub(MAX_HEAD)) as u64) > limit {
+        if declared.max((header.len().saturating_sub(MAX_CALL_HEAD)) as u64) > limit {
             return Err(too_large(limit));
         }
         if locked(&self.calls).len() >= MAX_CALLS {
@@ -280,12 +290,9 @@ impl Runner {
         Ok(Step::Done)
     }
 
-    /// Only exclusive calls wait for one another.
-    fn enter_gate(&self, call: Call) -> Step {
-        let admitted = match call.mode() {
-            Mode::Exclusive => locked(&self.gate).enter(call),
-            Mode::ReadOnly | Mode::Concurrent => Some(call),
-        };
+    /// A call whose key is taken waits for that, and an exclusive one for its turn.
+    pub(crate) fn enter_gate(&self, call: Call) -> Step {
+        let admitted = self.enter_key(call).and_then(|call| self.admit(call));
         admitted.map_or(Step::Done, Step::Run)
     }
 
@@ -295,6 +302,7 @@ impl Runner {
         header: &Header,
         source: &mut Source,
         assembling: &mut Waiting,
+        reading: &mut Reading,
     ) -> Result<Step, Stop> {
         match header.kind {
             Kind::Cancel => {
@@ -315,7 +323,8 @@ impl Runner {
             }
             Kind::SpareRefused => self.shelf.refuse(SpareRefusal::from_code(header.code)),
             Kind::Sync => self.sync(header)?,
-            Kind::Drain => return self.drain(assembling),
+            Kind::AskCensus => self.send_census(reading)?,
+            Kind::Drain => return self.drain(assembling, reading),
             other => return Err(Stop::Broken(WireError::WrongDirection(other))),
         }
         Ok(Step::Done)
@@ -344,11 +353,13 @@ impl Runner {
         }
     }
 
-    fn cancel(&self, id: u64, reason: CancelReason, assembling: &mut Waiting) -> Result<Step, Stop> {
-        let waiting = assembling.remove(&id).map(|input| input.call);
-        let waiting = waiting.or_else(|| locked(&self.gate).remove(|call| call.id == id));
-        if waiting.is_some() {
+    fn cancel(&'static self, id: u64, reason: CancelReason, assembling: &mut Waiting) -> Result<Step, Stop> {
+        if assembling.remove(&id).is_some() {
             return self.end_unstarted(id, &cancelled_before_start(reason));
+        }
+        if let Some((failure, next)) = self.withdraw(id, reason) {
+            let step = self.end_unstarted(id, &failure)?;
+            return Ok(next.map_or(step, Step::Run));
         }
         if let Some(inbox) = self.inbox_of(id) {
             inbox.cancel(reason);
@@ -356,7 +367,7 @@ impl Runner {
         Ok(Step::Done)
     }
 
-    fn abort_input(&self, id: u64, assembling: &mut Waiting) -> Result<Step, Stop> {
+    fn abort_input(&'static self, id: u64, assembling: &mut Waiting) -> Result<Step, Stop> {
         if assembling.remove(&id).is_some() {
             let failure = Failure::unstarted(FailKind::InputBroken, "the input broke off before its end");
             return self.end_unstarted(id, &failure);
@@ -368,18 +379,43 @@ impl Runner {
     }
 
     /// What has not started will not; the last that runs ends the process.
-    fn drain(&self, assembling: &mut Waiting) -> Result<Step, Stop> {
+    fn drain(&'static self, assembling: &mut Waiting, reading: &mut Reading) -> Result<Step, Stop> {
         self.draining.store(true, SeqCst);
-        let waiting = locked(&self.gate).clear();
-        let unstarted = std::mem::take(assembling).into_values().map(|input| input.call).chain(waiting);
-        for call in unstarted {
-            self.refuse(call.id, &draining())?;
-            locked(&self.calls).remove(&call.id);
+        // Those that wait for a key have not got it; those that wait for their turn have.
+        let unkeyed = std::mem::take(assembling).into_values().map(|input| input.call);
+        for call in unkeyed.chain(self.memory.clear()) {
+            if let Some(call) = self.only_direct(call)?
+                && let Step::Run(call) = self.enter_gate(call)
+            {
+                self.offer(call);
+            }
         }
-        Ok(if locked(&self.calls).is_empty() { Step::Drained } else { Step::Done })
+        let turns = locked(&self.gate).clear();
+        for call in turns {
+            let key = call.key.clone();
+            let next = match self.only_direct(call)? {
+                Some(call) => self.admit(call),
+                None => key.and_then(|key| self.leave_key(&key)),
+            };
+            if let Some(call) = next {
+                self.offer(call);
+            }
+        }
+        self.drain_callers(reading);
+        Ok(if self.is_drained() { Step::Drained } else { Step::Done })
     }
 
-    fn end_unstarted(&self, id: u64, failure: &Failure) -> Result<Step, Stop> {
+    /// Refuses a call that has not begun, unless it was accepted whole, and its caller cannot ask another sandbox: that one waits on.
+    fn only_direct(&self, call: Call) -> Result<Option<Call>, Stop> {
+        if call.inbox.direct.is_some() {
+            return Ok(Some(call));
+        }
+        self.refuse(call.id, &draining())?;
+        locked(&self.calls).remove(&call.id);
+        Ok(None)
+    }
+
+    fn end_unstarted(&'static self, id: u64, failure: &Failure) -> Result<Step, Stop> {
         self.refuse(id, failure)?;
         Ok(if self.remove_call(id) { Step::Drained } else { Step::Done })
     }

@@ -6,7 +6,8 @@
 //! - No code of the tenant runs before the first filter is on, and none of its functions before the second.
 //! - A call either commits all that it wrote and then replies, or leaves nothing and says why.
 //! - The agent can always be heard: reading the socket never waits for a function (see `crew`).
-//! - An idle process costs no processor time: one thread waits in `read`, the others in futexes without timeouts.
+//! - An idle process costs no processor time: one thread waits in `read`, or on its ring once it was given a connection (see `direct`),
+//!   the others in futexes, all without timeouts.
 //!
 //! After the plugin is loaded, nothing here is trusted by anybody: it shares its address space with the tenant. The checks protect an
 //! honest function from its mistakes; the sandbox protects everybody else.
@@ -21,14 +22,18 @@ mod confinement;
 mod crew;
 mod debts;
 mod declare;
+mod direct;
 mod elf;
 mod files;
 mod gate;
 mod host;
 mod inbox;
 mod intake;
+mod keys;
 mod link;
+mod memory;
 mod plugin;
+mod remembered;
 mod reply;
 mod serve;
 mod source;
@@ -40,18 +45,21 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard};
 
+use denizen_ring::maker::Ring;
+
 /// Serves one process from an assignment on the control connection until it is drained, or the agent is gone.
 ///
 /// It returns only where the sandbox never came to serve: 0 if the agent went away while it waited, 1 after a `Refused` frame.
 /// A serving process ends itself: 0 drained or agent gone, 70 for a fault of ours.
 pub fn serve(mut waiting: denizen_sandbox::Waiting) -> ExitCode {
     let control = waiting.take_control();
-    start::serve(control, confinement::Waiting::Sandbox(waiting))
+    let ring = waiting.take_ring();
+    start::serve(control, ring, confinement::Waiting::Sandbox(waiting))
 }
 
 /// The same as a plain process, without any confinement: for tests and benchmarks of the serving itself. Never for tenants.
-pub fn serve_unconfined(control: OwnedFd) -> ExitCode {
-    start::serve(control, confinement::Waiting::Nothing)
+pub fn serve_unconfined(control: OwnedFd, ring: Option<Ring>) -> ExitCode {
+    start::serve(control, ring, confinement::Waiting::Nothing)
 }
 
 /// Our locks guard counters and queues that are whole between any two statements, and a panic of ours ends the process: so a

@@ -24,6 +24,12 @@ pub(crate) fn end_process(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Gives back the pages of the heap that nothing uses: those that loading took and let go.
+pub(crate) fn give_back_free_memory() {
+    // SAFETY: the allocator takes its own locks, and touches only what nobody has.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// Loads the plugin and the libraries beside it, and lets it declare its functions.
 pub(crate) fn load(path: &Path, manifest_json: &str) -> Result<Declared, LoadFailure> {
     elf::check(path)?;

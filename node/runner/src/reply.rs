@@ -1,6 +1,7 @@
 //! Answers on the wire: whole replies, streamed ones, failures; cut into frames, paid for with credit.
 
 use std::io::IoSlice;
+use std::sync::Arc;
 
 use denizen_abi as abi;
 use denizen_wire::{
@@ -17,15 +18,34 @@ use crate::serve::Runner;
 /// A window of bytes, and a head in front of it, take this many frames at most.
 const MAX_FRAMES: usize = WINDOW / MAX_FRAME_PAYLOAD + 2;
 
+/// The head of a reply.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Begins<'a> {
+    pub(crate) content_type: &'a str,
+    /// It is remembered from an earlier call with the same idempotency key.
+    pub(crate) replayed: bool,
+}
+
+impl<'a> Begins<'a> {
+    /// Of a reply that a function gives now.
+    pub(crate) fn now(content_type: &'a str) -> Begins<'a> {
+        Begins { content_type, replayed: false }
+    }
+}
+
 impl Runner {
     /// Sends the end of a call.
-    pub(crate) fn answer(&'static self, id: u64, inbox: &Inbox, outcome: Outcome) -> Result<(), Gone> {
+    pub(crate) fn answer(&'static self, id: u64, inbox: &Arc<Inbox>, outcome: Outcome) -> Result<(), Gone> {
+        if let Some(ours) = &inbox.direct {
+            self.answer_direct(inbox, ours, outcome);
+            return Ok(());
+        }
         match outcome {
-            Outcome::Reply { body, content_type, commit } => {
+            Outcome::Reply { body, content_type, commit, replayed } => {
                 let sent = self.whole_reply(
                     id,
                     inbox,
-                    &content_type,
+                    Begins { content_type: &content_type, replayed },
                     body.as_ref().map_or(&[], Body::bytes),
                     commit,
                 );
@@ -40,18 +60,18 @@ impl Runner {
     fn whole_reply(
         &'static self,
         id: u64,
-        inbox: &Inbox,
-        content_type: &str,
+        inbox: &Arc<Inbox>,
+        head: Begins<'_>,
         body: &[u8],
         commit: u64,
     ) -> Result<(), Gone> {
         if body.len() <= WINDOW {
-            return self.send_part(id, Some(content_type), body, true, commit);
+            return self.send_part(id, Some(head), body, true, commit);
         }
         let (most, last) = body.split_at(body.len() - 1);
         // All but the last byte first: the end flag goes on a frame that is known to be the last.
         let result = self
-            .send_with_credit(id, inbox, Some(content_type), most, commit)
+            .send_with_credit(id, inbox, Some(head), most, commit)
             .and_then(|()| self.credit_for(inbox, last.len()).map(|_| ()));
         match result {
             Ok(()) => self.send_part(id, None, last, true, commit),
@@ -73,11 +93,14 @@ impl Runner {
     pub(crate) fn send_with_credit(
         &'static self,
         id: u64,
-        inbox: &Inbox,
-        mut head: Option<&str>,
+        inbox: &Arc<Inbox>,
+        mut head: Option<Begins<'_>>,
         mut bytes: &[u8],
         commit: u64,
     ) -> Result<(), i32> {
+        if let Some(ours) = &inbox.direct {
+            return self.stream_direct(inbox, ours, head, bytes, commit);
+        }
         while head.is_some() || !bytes.is_empty() {
             let count = self.credit_for(inbox, bytes.len())?;
             let (now, later) = bytes.split_at(count);
@@ -89,8 +112,12 @@ impl Runner {
 
     /// How durable a commit is now, as reply frames say it.
     fn reached(&self, commit: u64) -> u32 {
-        let node = self.engine().durable() >= commit;
-        u32::from(if node { Durability::Node.code() } else { Durability::Process.code() })
+        u32::from(self.level_of(commit).code())
+    }
+
+    /// How durable a commit is now.
+    pub(crate) fn level_of(&self, commit: u64) -> Durability {
+        if self.engine().durable() >= commit { Durability::Node } else { Durability::Process }
     }
 
     /// Waits for some credit, at most `most` bytes and at most a window.
@@ -108,7 +135,7 @@ impl Runner {
     fn send_part(
         &self,
         id: u64,
-        head: Option<&str>,
+        head: Option<Begins<'_>>,
         bytes: &[u8],
         end: bool,
         commit: u64,
@@ -116,7 +143,7 @@ impl Runner {
         debug_assert!(bytes.len() <= WINDOW, "more than a window at once");
         let reached = self.reached(commit);
         let mut head_bytes = Vec::new();
-        if let Some(content_type) = head {
+        if let Some(Begins { content_type, .. }) = head {
             ReplyHead { content_type }.encode(&mut head_bytes).map_err(|_| Gone)?;
         }
         let mut headers = [[0; HEADER_LEN]; MAX_FRAMES];
@@ -129,6 +156,7 @@ impl Runner {
             headers[frames] = Header { b: reached, c: commit, ..Header::new(kind, id) }
                 .with_payload(extra + next - cuts[frames])
                 .with_end(end && next == bytes.len())
+                .with_replayed(frames == 0 && head.is_some_and(|head| head.replayed))
                 .encode();
             frames += 1;
             cuts[frames] = next;

@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use denizen_engine::{Access as Turn, Compaction, Engine, StateError, Transaction};
+use denizen_ring::maker::Ring;
 use denizen_wire::{
-    Assignment, Builtin, Durability, FailKind, Failure, Header, Kind, MAX_FRAME_PAYLOAD, RunnerLimits, WINDOW,
+    Assignment, Builtin, Durability, FailKind, Failure, Header, Kind, LastCapture, MAX_FRAME_PAYLOAD,
+    RunnerLimits, WINDOW,
 };
 
 use crate::buffers::Buffers;
@@ -20,10 +22,12 @@ use crate::confinement::Sealed;
 use crate::crew::{Crew, Duty};
 use crate::debts::{Debt, Debts, not_synced};
 use crate::declare::{Function, Mode};
+use crate::direct::Direct;
 use crate::gate::Gate;
 use crate::inbox::{Inbox, Mail};
 use crate::intake::{Intake, Step, cancelled_before_start};
 use crate::link::{Gone, Link};
+use crate::memory::Memory;
 use crate::plugin::end_process;
 use crate::spares::{Shelf, Spare};
 use crate::trouble::{NotCommitted, ends_the_process};
@@ -58,13 +62,16 @@ pub(crate) struct Runner {
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) debts: Debts,
     buffers: Buffers,
-    pub(crate) crew: Crew<Call>,
+    pub(crate) crew: &'static Crew<Call>,
     pub(crate) gate: Mutex<Gate<Call>>,
+    /// Calls with idempotency keys.
+    pub(crate) memory: Memory,
     /// Every call that was accepted and has not been answered.
     pub(crate) calls: Mutex<BTreeMap<u64, Arc<Inbox>>>,
     /// Only the leader takes it.
     pub(crate) intake: Mutex<Intake>,
     pub(crate) draining: AtomicBool,
+    pub(crate) direct: Direct,
     ended: AtomicBool,
     /// The last commit when this process began.
     first_commit: u64,
@@ -86,6 +93,34 @@ pub(crate) struct Beginning {
     pub(crate) engine: Engine,
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) intake: Intake,
+    /// Threads that wait already.
+    pub(crate) crew: Option<&'static Crew<Call>>,
+    /// For direct connections.
+    pub(crate) ring: Option<Ring>,
+}
+
+/// Begins a crew, and its second thread: for a sandbox that has time before it knows its process. The caller begins as its leader.
+pub(crate) fn prepare_crew(sealed: Sealed, threads: u32) -> &'static Crew<Call> {
+    let crew = new_crew(threads);
+    if crew.hire() {
+        let thread = std::thread::Builder::new().name("denizen-call".into()).stack_size(STACK_BYTES);
+        let started = thread.spawn(move || {
+            sealed.thread_start();
+            let duty = crew.wait_as_new();
+            // There is something to do only once it serves.
+            if let Some(runner) = Runner::running() {
+                runner.serve_on_this_thread(|| duty);
+            }
+        });
+        if started.is_err() {
+            crew.not_hired();
+        }
+    }
+    crew
+}
+
+fn new_crew(threads: u32) -> &'static Crew<Call> {
+    Box::leak(Box::new(Crew::led_by_this_thread(serving_threads(threads))))
 }
 
 impl Runner {
@@ -102,11 +137,13 @@ impl Runner {
             shelf: beginning.shelf,
             debts: Debts::default(),
             buffers: Buffers::new(),
-            crew: Crew::led_by_this_thread(serving_threads(beginning.assignment.limits.threads)),
+            crew: beginning.crew.unwrap_or_else(|| new_crew(beginning.assignment.limits.threads)),
             gate: Mutex::new(Gate::new()),
+            memory: Memory::new(),
             calls: Mutex::new(BTreeMap::new()),
             intake: Mutex::new(beginning.intake),
             draining: AtomicBool::new(false),
+            direct: Direct::new(beginning.ring, &beginning.assignment, beginning.functions),
             ended: AtomicBool::new(false),
             first_commit: summary.commit,
             retired: AtomicBool::new(false),
@@ -139,6 +176,11 @@ impl Runner {
         &self.buffers
     }
 
+    /// When what is remembered now may be forgotten.
+    pub(crate) fn expires_ms(&self) -> u64 {
+        self.engine.now_ms().saturating_add(self.assignment.remember_ms)
+    }
+
     /// The last commit that was made, by whatever made it: also by a call that still runs, or by a capture of files. The agent may have
     /// heard of any of them, and takes an answer with an earlier one for a lie.
     pub(crate) fn last_commit(&self) -> u64 {
@@ -161,7 +203,10 @@ impl Runner {
     fn serve_from(&'static self, mut duty: Duty<Call>) -> std::convert::Infallible {
         loop {
             match duty {
-                Duty::Lead => self.lead(),
+                Duty::Lead => {
+                    self.took_the_lead();
+                    self.lead();
+                }
                 Duty::Run { work, hire } => {
                     if hire {
                         self.start_thread();
@@ -174,6 +219,7 @@ impl Runner {
             if self.debts.open() {
                 self.settle();
             }
+            self.flush_what_is_left();
             duty = self.crew.wait();
         }
     }
@@ -276,11 +322,12 @@ impl Runner {
         }
     }
 
-    /// Tells the agent how much is live, if that has changed by so many bytes.
+    /// Tells the agent how much is live, if that has changed by so many bytes, or is more than nothing for the first time.
     fn tell_live(&self, notable: u64) {
         let live = self.engine.summary().live_bytes;
         let told = self.told_live.load(SeqCst);
-        if live.abs_diff(told) >= notable.max(if notable == 0 { 0 } else { told / 8 }) && live != told {
+        let notable = if notable == 0 || told == 0 { 0 } else { notable.max(told / 8) };
+        if live.abs_diff(told) >= notable && live != told {
             self.told_live.store(live, SeqCst);
             self.link.send_later(Header { c: live, ..Header::new(Kind::StateNews, 0) });
         }
@@ -324,28 +371,40 @@ impl Runner {
     fn run_on(&'static self, call: Call) {
         let mut next = Some(call);
         while let Some(call) = next {
+            let key = call.key.clone().filter(|_| call.known.is_none());
             next = self.run(call);
             if self.debts.open() && !self.crew.leads() {
                 self.settle();
+            }
+            if !self.crew.leads() {
+                self.flush_what_is_left();
+            }
+            if let Some(key) = key {
+                self.forget_some(&key);
             }
         }
     }
 
     fn run(&'static self, call: Call) -> Option<Call> {
         let (id, mode, wanted, inbox) = (call.id, call.mode(), call.wanted, call.inbox.clone());
+        let key = call.key.clone();
+        self.begins(&inbox);
         let outcome = match self.reason_not_to_start(&call) {
             Some(failure) => Outcome::Failed { failure, commit: self.last_commit() },
             None => self.execute(call),
         };
-        if mode == Mode::Exclusive && self.assignment.files_bytes > 0 {
-            files::after_exclusive(self);
+        if self.assignment.files_bytes > 0 {
+            files::after_call(self);
         }
         let owes =
             wanted == Durability::Node && outcome.is_reply() && self.engine.durable() < outcome.commit();
         // The next one may run at once where this thread does not have to wait for anything.
-        let free = !outcome.may_wait() && (!owes || self.crew.leads());
+        let may_wait = self.answer_may_wait(&inbox, &outcome);
+        let free = !may_wait && (!owes || self.crew.leads());
+        let same_key = key.and_then(|key| self.leave_key(&key));
         let next = if mode == Mode::Exclusive { self.leave_gate(free) } else { None };
-        if owes && !outcome.may_wait() {
+        let next = self.one_of(next, same_key, free);
+        if owes && !may_wait {
             self.owe(Debt::Reply { id, inbox, outcome });
             return next;
         }
@@ -378,14 +437,27 @@ impl Runner {
         None
     }
 
+    /// Of two calls that may run, one comes back if this thread is free to run it.
+    fn one_of(&'static self, next: Option<Call>, other: Option<Call>, free: bool) -> Option<Call> {
+        match other {
+            Some(other) if free && next.is_none() => return Some(other),
+            Some(other) => self.offer(other),
+            None => {}
+        }
+        next
+    }
+
     fn reason_not_to_start(&self, call: &Call) -> Option<Failure> {
-        if self.draining.load(SeqCst) {
+        if self.draining.load(SeqCst) && call.inbox.direct.is_none() {
             return Some(draining());
         }
         call.inbox.cancelled().map(cancelled_before_start)
     }
 
-    fn execute(&'static self, call: Call) -> Outcome {
+    fn execute(&'static self, mut call: Call) -> Outcome {
+        if let Some(known) = call.known.take() {
+            return Active::new(self, call, Access::Read(known.clone()), false).replay(&known);
+        }
         let (first, alone) = match call.mode() {
             Mode::ReadOnly => (Access::Read(self.engine.snapshot()), false),
             Mode::Concurrent => (Access::Write(self.engine.begin(Turn::Concurrent)), false),
@@ -468,6 +540,7 @@ impl Runner {
 
     /// Ends the process because of its state. The next one recovers what was durable.
     pub(crate) fn end_broken(&self, error: &StateError) -> ! {
+        self.flush_what_is_left();
         fault(&format!(
             "the state can no longer be relied on, so this process ends and is recovered: {error}"
         ))
@@ -481,13 +554,15 @@ impl Runner {
     }
 
     /// Whether this was the last call of a draining process.
-    pub(crate) fn remove_call(&self, id: u64) -> bool {
-        let idle = {
-            let mut calls = locked(&self.calls);
-            calls.remove(&id);
-            calls.is_empty()
-        };
-        idle && self.draining.load(SeqCst)
+    pub(crate) fn remove_call(&'static self, id: u64) -> bool {
+        let removed = locked(&self.calls).remove(&id);
+        removed.iter().for_each(|inbox| self.is_over(inbox));
+        self.draining.load(SeqCst) && self.is_drained()
+    }
+
+    /// Whether nothing runs, and no caller is left that is to be given back.
+    pub(crate) fn is_drained(&self) -> bool {
+        locked(&self.calls).is_empty() && self.direct.is_empty()
     }
 
     /// Nothing runs and nothing will: keeps what is to be kept, says so, and ends the process. Two threads may find that out at once; the
@@ -497,19 +572,13 @@ impl Runner {
             return;
         }
         self.settle();
-        if self.assignment.files_bytes > 0 {
-            let nobody = Arc::new(Inbox::new(None, 0));
-            if let Err(error) = files::capture(self, &nobody) {
-                log_of_host(&format!(
-                    "{error}. What was captured before is kept; what changed in /state since is lost"
-                ));
-            }
-        }
+        let kept = if self.assignment.files_bytes > 0 { files::at_the_end(self) } else { LastCapture::Kept };
         let commit = self.last_commit();
         let commit = if commit == self.first_commit { commit } else { self.seal(commit) };
         self.tell_live(0);
         let level = if self.engine.durable() >= commit { Durability::Node } else { Durability::Process };
-        let header = Header { b: u32::from(level.code()), c: commit, ..Header::new(Kind::Drained, 0) };
+        let (a, b) = (kept as u32, u32::from(level.code()));
+        let header = Header { a, b, c: commit, ..Header::new(Kind::Drained, 0) };
         let _ = self.link.send_frame(&header.encode());
         end_process(0)
     }
@@ -533,13 +602,18 @@ impl Runner {
         if let Some(found) = inbox.look(&mut look) {
             return found;
         }
+        self.waits(inbox);
         if !self.crew.stop_running() {
+            self.flush_what_is_left();
             return inbox.wait(look);
         }
         let found = loop {
             match self.handle_frame() {
                 Step::Run(call) => self.offer(call),
-                Step::Pause if !self.use_pause() => return inbox.wait(look),
+                Step::Pause if !self.use_pause() => {
+                    self.flush_what_is_left();
+                    return inbox.wait(look);
+                }
                 // Only while this thread itself ends the process.
                 Step::Drained | Step::Pause | Step::Done => {}
             }
@@ -582,7 +656,7 @@ impl Outcome {
     }
 
     /// Whether answering may need credit that is not there yet.
-    fn may_wait(&self) -> bool {
+    pub(crate) fn may_wait(&self) -> bool {
         matches!(self, Outcome::Reply { body: Some(body), .. } if body.len() > WINDOW)
     }
 }

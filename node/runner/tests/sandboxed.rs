@@ -6,13 +6,16 @@
 mod harness;
 
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use denizen_protocol::client::Call;
 use denizen_sandbox::{Isolation, Spawner, SpawnerConfig};
 use denizen_wire::{Assignment, FailKind, Header, Kind, LENGTH_UNKNOWN, WINDOW};
+use harness::direct::Node;
 use harness::{Agent, Ended, State, assignment, build_plugin, pattern};
 
 fn main() -> ExitCode {
@@ -28,6 +31,7 @@ fn main() -> ExitCode {
         image_store: dir.path().join("images"),
         lock_dir: dir.path().to_owned(),
         isolation: Isolation::default(),
+        rings: true,
     };
     match Spawner::start(config) {
         Ok(spawner) => serve_in_a_sandbox(&spawner, &digest),
@@ -47,22 +51,27 @@ fn store_with_plugin(dir: &Path) -> String {
 
 fn serve_in_a_sandbox(spawner: &Spawner, digest: &str) {
     let state = State::new();
-    let (mut agent, _life) = sandboxed(spawner, digest, &state);
+    let (mut agent, ring, _life) = sandboxed(spawner, digest, &state);
     // On a state that is still empty, and with a thread of the function's own.
     assert_eq!(agent.call("remember", "").body(), "remembered");
     assert_eq!(agent.call("misuse", "").body(), "fine");
     one_after_another(&mut agent);
     large_and_streamed(&mut agent);
     several_threads(&mut agent);
+    let mut agent = direct_calls(agent, ring);
     agent.send(Header::new(Kind::Drain, 0), &[]);
     let commit = agent.next_of(|said| said.header.kind == Kind::Drained).header.c;
-    let (mut again, _life) = sandboxed(spawner, digest, &state);
+    let (mut again, _ring, _life) = sandboxed(spawner, digest, &state);
     assert_eq!(again.declarations.as_ref().unwrap().state.commit, commit);
     assert_eq!(again.call("count", "").body(), "5000");
 }
 
-fn sandboxed(spawner: &Spawner, digest: &str, state: &State) -> (Agent, Arc<denizen_sandbox::Life>) {
-    let (control, stdio, life) = spawner.spawn().unwrap().into_parts();
+fn sandboxed(
+    spawner: &Spawner,
+    digest: &str,
+    state: &State,
+) -> (Agent, Option<OwnedFd>, Arc<denizen_sandbox::Life>) {
+    let denizen_sandbox::Sandbox { control, stdio, ring, life } = spawner.spawn().unwrap();
     let mut stdio = UnixStream::from(stdio);
     // What the sandbox prints must be read, or printing would block.
     std::thread::spawn(move || std::io::copy(&mut stdio.by_ref(), &mut std::io::stderr()));
@@ -71,10 +80,38 @@ fn sandboxed(spawner: &Spawner, digest: &str, state: &State) -> (Agent, Arc<deni
     let longer = Arc::clone(&life);
     agent.reach = Some(Box::new(move |bytes| longer.let_files_reach(bytes).unwrap()));
     let plugin = Path::new("/image/plugin.so");
-    let assignment = Assignment { image: digest.into(), ..assignment(plugin) };
+    let assignment = Assignment { image: digest.into(), ring: true, ..assignment(plugin) };
     agent.assign(&assignment, Some(state));
     agent.ready();
-    (agent, life)
+    (agent, ring, life)
+}
+
+/// On the ring that the sandbox has inherited, behind both filters.
+fn direct_calls(agent: Agent, ring: Option<OwnedFd>) -> Agent {
+    let Some(ring) = ring else {
+        eprintln!("this kernel has no rings that can be locked: direct connections are left out");
+        return agent;
+    };
+    let mut node = Node::over(agent, ring);
+    let mut clients: Vec<_> = (0..5).map(|_| node.connect()).collect();
+    for client in &mut clients {
+        for _ in 0..20 {
+            assert_eq!(client.call("count", "").text(), "5000");
+        }
+    }
+    let body = pattern(3 << 20);
+    let id = clients[0].begin(&Call { length: Some(body.len() as u64), ..Call::new("echo") });
+    clients[0].feed(id, &body, true);
+    assert!(clients[0].finish(id).unwrap().body == body);
+    let burning = clients[1].start("burn", "200");
+    let begun = std::time::Instant::now();
+    assert_eq!(clients[2].call("count", "").text(), "5000");
+    assert!(begun.elapsed() < std::time::Duration::from_millis(150), "a burning function holds up nobody");
+    assert_eq!(clients[1].finish(burning).unwrap().text(), "burnt");
+    let gone = clients.pop().unwrap();
+    gone.socket.shutdown(std::net::Shutdown::Both).unwrap();
+    assert_eq!(node.done(&gone), denizen_wire::CallerEnd::Closed);
+    node.agent
 }
 
 /// Commits enough that the file grows.

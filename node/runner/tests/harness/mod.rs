@@ -3,6 +3,7 @@
 //! The runner is this test binary, started again: its standard input is the socket, and [`runner_process`] serves.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod direct;
 pub(crate) mod state;
 
 use std::io::{IoSlice, Read, Write};
@@ -25,6 +26,8 @@ const ROLE: &str = "DENIZEN_TEST_RUNNER";
 const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const BODY_LIMIT: u64 = 8 << 20;
 pub(crate) const REPLY_LIMIT: u64 = 8 << 20;
+/// How long replies are remembered.
+pub(crate) const DAY_MS: u64 = 24 * 3600 * 1000;
 /// Of the smallest segments.
 pub(crate) const SEGMENT_BYTES: u64 = 64 << 10;
 
@@ -35,8 +38,19 @@ fn runner_process() {
         return;
     }
     let control = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
-    let code = denizen_runner::serve_unconfined(control);
+    let code = denizen_runner::serve_unconfined(control, direct::inherited());
     std::process::exit(if code == std::process::ExitCode::SUCCESS { 0 } else { 1 });
+}
+
+/// This program again, as a runner whose end of the control connection is `control`.
+fn runner_command(control: UnixStream) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "harness::runner_process", "--nocapture", "--test-threads=1"])
+        .env(ROLE, "1")
+        .stdin(OwnedFd::from(control))
+        .stdout(Stdio::null());
+    command
 }
 
 /// Builds the C plugin with more flags for the compiler.
@@ -81,7 +95,7 @@ pub(crate) struct Said {
 /// How a call ended.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    Reply { content_type: String, body: Vec<u8>, commit: u64, level: Durability },
+    Reply { content_type: String, body: Vec<u8>, commit: u64, level: Durability, replayed: bool },
     Failed { failure: Failure, part: Vec<u8>, commit: u64 },
 }
 
@@ -97,6 +111,13 @@ impl Ended {
         match self {
             Ended::Reply { level, .. } => *level,
             Ended::Failed { failure, .. } => panic!("{failure:?}"),
+        }
+    }
+
+    pub(crate) fn is_replayed(&self) -> bool {
+        match self {
+            Ended::Reply { replayed, .. } => *replayed,
+            Ended::Failed { failure, .. } => failure.replayed,
         }
     }
 
@@ -143,6 +164,9 @@ pub(crate) struct Agent {
     pub(crate) live: Option<u64>,
     /// How durable replies are to be.
     pub(crate) level: Durability,
+    /// The idempotency key of the calls from now on.
+    pub(crate) key: Option<String>,
+    pub(crate) content_type: String,
     /// Lets the runner write to segments as long as this, where it is in a sandbox.
     pub(crate) reach: Option<Box<dyn Fn(u64)>>,
 }
@@ -162,15 +186,13 @@ impl Agent {
     /// The same with more in its environment.
     pub(crate) fn spawn_with(environment: &[(&str, &Path)]) -> Agent {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "harness::runner_process", "--nocapture", "--test-threads=1"])
-            .env(ROLE, "1")
-            .envs(environment.iter().copied())
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut agent = Agent::over(ours);
+        let mut command = runner_command(theirs);
+        command.envs(environment.iter().copied());
+        Agent::of(ours, command.spawn().unwrap())
+    }
+
+    fn of(socket: UnixStream, child: Child) -> Agent {
+        let mut agent = Agent::over(socket);
         agent.child = Some(child);
         agent
     }
@@ -193,6 +215,8 @@ impl Agent {
             retired: Vec::new(),
             live: None,
             level: Durability::Process,
+            key: None,
+            content_type: "text/x-test".to_owned(),
             reach: None,
         }
     }
@@ -249,10 +273,13 @@ impl Agent {
             assert!(ancillary.push(rustix::net::SendAncillaryMessage::ScmRights(descriptors)));
         }
         let pieces = [IoSlice::new(frame)];
-        let sent =
-            rustix::net::sendmsg(&self.socket, &pieces, &mut ancillary, rustix::net::SendFlags::empty())
-                .unwrap();
-        assert_eq!(sent, frame.len());
+        let flags = rustix::net::SendFlags::NOSIGNAL;
+        match rustix::net::sendmsg(&self.socket, &pieces, &mut ancillary, flags) {
+            Ok(sent) => assert_eq!(sent, frame.len()),
+            // It wanted a spare, and has ended meanwhile.
+            Err(rustix::io::Errno::PIPE) => {}
+            Err(error) => panic!("the runner takes nothing: {error}"),
+        }
     }
 
     fn send_segment(&mut self, what_for: u32, id: u64, (writable, read_only): state::Pair) {
@@ -371,7 +398,8 @@ impl Agent {
     ) -> u64 {
         let id = self.new_id();
         let mut payload = Vec::new();
-        CallHead { content_type: "text/x-test", invocation: &format!("call-{id}") }
+        let invocation = format!("call-{id}");
+        CallHead { content_type: &self.content_type, invocation: &invocation, key: self.key.as_deref() }
             .encode(&mut payload)
             .unwrap();
         payload.extend_from_slice(first);
@@ -466,6 +494,7 @@ impl Agent {
                 let (head, body) = ReplyHead::decode(&said.payload).unwrap();
                 assert!(reply.content_type.is_none(), "two heads");
                 reply.content_type = Some(head.content_type.to_owned());
+                reply.replayed = said.header.is_replayed();
                 reply.body.extend_from_slice(body);
             }
             Kind::ReplyData => reply.body.extend_from_slice(&said.payload),
@@ -483,6 +512,7 @@ impl Agent {
                 body: std::mem::take(&mut reply.body),
                 commit: said.header.c,
                 level: Durability::reached(said.header.b),
+                replayed: reply.replayed,
             });
         }
         let count = u32::try_from(reply.body.len() - before).unwrap();
@@ -526,6 +556,8 @@ impl Agent {
                 Ok(0) => return None,
                 Ok(count) => self.frames.filled(count),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                // Work that the kernel does for a ring interrupts reads with a time limit.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("nothing from the runner: {error}"),
             }
         }
@@ -536,6 +568,7 @@ impl Agent {
 struct Partial {
     content_type: Option<String>,
     body: Vec<u8>,
+    replayed: bool,
 }
 
 pub(crate) fn assignment(plugin: &Path) -> Assignment {
@@ -554,6 +587,7 @@ pub(crate) fn assignment(plugin: &Path) -> Assignment {
             threads: 16,
         },
         probe: false,
+        prepare: false,
         lineage: "05".repeat(16),
         segments: 0,
         spares: 0,
@@ -561,6 +595,8 @@ pub(crate) fn assignment(plugin: &Path) -> Assignment {
         segment_max_bytes: 1 << 20,
         durable_at_least: 0,
         files_bytes: 0,
+        ring: false,
+        remember_ms: DAY_MS,
     }
 }
 

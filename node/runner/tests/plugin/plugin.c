@@ -161,6 +161,12 @@ static int32_t stream_whole(void *data, dz_call *call) {
     return reply_text(call, out);
 }
 
+/* A streaming input that nobody reads. */
+static int32_t stream_nothing(void *data, dz_call *call) {
+    (void)data;
+    return reply_text(call, "nothing");
+}
+
 static int32_t pour(void *data, dz_call *call) {
     (void)data;
     static _Thread_local uint8_t buffer[100000];
@@ -684,6 +690,7 @@ int32_t denizen_plugin_init(const dz_host *table, const dz_init *init) {
         {"until_cancelled", DZ_EXCLUSIVE, DZ_BYTES, until_cancelled},
         {"stream_echo", DZ_EXCLUSIVE, DZ_STREAM, stream_echo},
         {"stream_whole", DZ_EXCLUSIVE, DZ_STREAM, stream_whole},
+        {"stream_nothing", DZ_READ_ONLY, DZ_STREAM, stream_nothing},
         {"pour", DZ_EXCLUSIVE, DZ_BYTES, pour},
         {"large", DZ_READ_ONLY, DZ_BYTES, large},
         {"refuse", DZ_EXCLUSIVE, DZ_BYTES, refuse},

@@ -421,5 +421,7 @@ fn files_are_listed_without_a_process() {
         .map(|(path, entry)| (path.to_vec(), entry.unwrap().len()))
         .collect();
     assert_eq!(listed, [(b"dir".to_vec(), 0), (b"dir/file".to_vec(), 5)]);
-    assert_eq!(offline.file(b"dir/file", 100).unwrap(), Some(b"bytes".to_vec()));
+    let entry = offline.file_entry(b"dir/file").unwrap().unwrap();
+    let pieces: Vec<_> = entry.pieces().map(|piece| offline.file_piece(piece).unwrap()).collect();
+    assert_eq!(pieces, [Some(b"bytes".to_vec())]);
 }
