@@ -27,7 +27,7 @@ pub mod store;
 
 pub use id::{IdError, ImageId};
 pub use manifest::{
-    ByteSize, Create, Declared, Durability, Files, FunctionPolicy, Limits, Manifest, ManifestError,
-    ProcessPolicy,
+    ByteSize, Create, Declared, Durability, Files, FunctionPolicy, Isolation, Limits, Manifest,
+    ManifestError, ProcessPolicy,
 };
 pub use store::{Image, ImageStore, ImportLimits, StoreError};

@@ -33,6 +33,8 @@ use crate::token::{Token, random_hex};
 /// Threads that copy state to the swap store and back: one long copy holds up one part of the processes only. More would only fight
 /// over the disk.
 const COPYING_THREADS: usize = 3;
+/// Threads that put connections into rings: one stuck ring holds up a part of the processes, for two seconds.
+const RING_THREADS: usize = 2;
 /// How long running calls may take when the agent stops; what processes have to write comes on top.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
@@ -331,8 +333,9 @@ fn make_node(
         image_store: dir.images(),
         lock_dir: dir.root().to_owned(),
         isolation: Isolation { require: config.require_isolation },
+        rings: config.isolation == denizen_image::Isolation::Ring,
     };
-    let pool = Pool::start(spawner, config.pool, side("spawning")?)?;
+    let pool = Pool::start(spawner, config.pool, side("spawning")?, side("warming")?)?;
     Ok(Node {
         hosts: Hosts::new(address, &config.allow_hosts),
         believed: data::keys::Believed::open(dir.root())?,
@@ -342,6 +345,7 @@ fn make_node(
         copying: SideThreads::start("copying", COPYING_THREADS)
             .map_err(system("a thread cannot be started"))?,
         reading: side("reading")?,
+        rings: SideThreads::start("rings", RING_THREADS).map_err(system("a thread cannot be started"))?,
         segments,
         syncing: side("syncing")?,
         stock,

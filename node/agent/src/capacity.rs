@@ -17,6 +17,7 @@ use denizen_sched::idle::{self, Activity};
 use denizen_sched::placement::NodeView;
 use denizen_sched::{Claim, Create, Durable, SchedError};
 
+use crate::descriptors::PER_START;
 use crate::executor;
 use crate::home::Home;
 use crate::problem::{Kind, Problem};
@@ -24,8 +25,6 @@ use crate::process::{Process, refused_claim};
 
 /// Memory for each seat when nobody says how many there are: some ten times what an idle process takes.
 const BYTES_PER_SEAT: u64 = 8 << 20;
-/// Descriptors for each seat; an active process takes about eight.
-const DESCRIPTORS_PER_SEAT: u64 = 16;
 /// Seats by default, at least and at most.
 const DEFAULT_SEATS: std::ops::RangeInclusive<u64> = 16..=16_384;
 /// Processes that are swapped out for the sake of one, at most: seats that become free can be taken by others.
@@ -97,8 +96,7 @@ impl Drop for Seat {
 fn default_seats() -> usize {
     use rustix::process::{Resource, getrlimit};
     let by_memory = memory_bytes() / BYTES_PER_SEAT;
-    let by_descriptors =
-        getrlimit(Resource::Nofile).current.map_or(u64::MAX, |limit| limit / DESCRIPTORS_PER_SEAT);
+    let by_descriptors = getrlimit(Resource::Nofile).current.map_or(u64::MAX, |limit| limit / PER_START);
     let seats = by_memory.min(by_descriptors).clamp(*DEFAULT_SEATS.start(), *DEFAULT_SEATS.end());
     usize::try_from(seats).unwrap_or(usize::MAX)
 }

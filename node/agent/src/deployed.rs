@@ -1,7 +1,6 @@
 //! An image as an application runs it: what its manifest allows and what its plugin declared, ready to be looked up.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use denizen_image::{Create, ImageId, Manifest};
@@ -65,7 +64,8 @@ impl Deployed {
         declarations: Declarations,
     ) -> Deployed {
         let functions = table(&manifest, &declarations.functions);
-        let table = tag(&declarations.functions);
+        let names = declarations.functions.iter().map(|function| function.name.as_str());
+        let table = denizen_wire::table_tag(names);
         Deployed { id, manifest, manifest_json, declarations, table, functions }
     }
 
@@ -100,7 +100,10 @@ impl Deployed {
     /// A function of the runner.
     pub(crate) fn builtin(&self, builtin: Builtin) -> Function {
         let limits = &self.manifest.limits;
-        let whole = matches!(builtin, Builtin::StateExport | Builtin::StateImport);
+        let whole = matches!(
+            builtin,
+            Builtin::StateExport | Builtin::StateImport | Builtin::FilesGet | Builtin::FilesExport
+        );
         let body_bytes = match builtin {
             Builtin::StatePut => limits.body.bytes().saturating_add(ASK_BYTES),
             // An archive has less beside its objects than the quota counts for them; what it replaces may be in it, too.
@@ -113,6 +116,12 @@ impl Deployed {
             body_bytes,
             durability: Durability::Process,
         }
+    }
+
+    /// The longest that a call of any of its functions may take.
+    pub(crate) fn longest_deadline(&self) -> Duration {
+        let own = self.functions.values().map(|function| function.deadline);
+        own.fold(self.manifest.limits.deadline, Ord::max)
     }
 
     /// Whether a call may create its process. `never`: its caller says not to.
@@ -135,6 +144,11 @@ impl Deployed {
         }
     }
 
+    /// How long replies of calls with idempotency keys are remembered, in milliseconds.
+    pub(crate) fn remember_ms(&self) -> u64 {
+        u64::try_from(self.manifest.process.remember.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// The most that the process may have under `/state`; 0 if it has none.
     pub(crate) fn files_bytes(&self) -> u64 {
         self.manifest.limits.files.map_or(0, |files| files.bytes())
@@ -147,15 +161,6 @@ impl Deployed {
     pub(crate) fn types_json(&self) -> Value {
         json!(self.declarations.types)
     }
-}
-
-/// The same for the same names in the same order; another version of this program may have another.
-fn tag(declared: &[FunctionDecl]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for function in declared {
-        function.name.hash(&mut hasher);
-    }
-    hasher.finish().max(1)
 }
 
 fn table(manifest: &Manifest, declared: &[FunctionDecl]) -> HashMap<Box<str>, Function> {
@@ -214,6 +219,7 @@ mod tests {
             types: types.collect(),
             state: StateSummary::default(),
             recovery: None,
+            connections: false,
         }
     }
 

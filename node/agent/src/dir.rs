@@ -215,17 +215,15 @@ pub(crate) fn make(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o711).create(path)
 }
 
-/// As [`make`], and makes the names of what it makes last: the folder's and its missing parents'.
+/// As [`make`], and makes the names of what it makes last: the folder's and its missing parents'. Also that of a folder that is there:
+/// whoever made it may not have come to that.
 pub(crate) fn make_to_last(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = path.parent() {
+    let Some(parent) = path.parent() else { return make(path) };
+    if !path.is_dir() {
         make_to_last(parent)?;
         make(path)?;
-        return sync(parent);
     }
-    make(path)
+    sync(parent)
 }
 
 /// Removes a folder and what is in it, or a file; what is not there is removed already.
@@ -242,6 +240,8 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
 
 /// Makes what happened to the names in `folder` last.
 pub(crate) fn sync(folder: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    tests::SYNCED.with_borrow_mut(|synced| synced.push(folder.to_owned()));
     File::open(folder)?.sync_all()
 }
 
@@ -294,8 +294,28 @@ fn take_lock(root: &Path) -> Result<File, DirError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::cell::RefCell;
+
     use super::*;
+
+    thread_local! {
+        /// The folders that this thread has synced.
+        pub(crate) static SYNCED: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+    }
+
+    #[test]
+    fn the_name_of_a_folder_lasts_whoever_made_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (state, app) = (root.path().join("state"), root.path().join("state/app"));
+        let process = app.join("process");
+        std::fs::create_dir(&state).unwrap();
+        make_to_last(&process).unwrap();
+        assert_eq!(SYNCED.take(), [root.path().to_owned(), state, app.clone()]);
+        // Somebody made it, and was killed before the sync.
+        make_to_last(&process).unwrap();
+        assert_eq!(SYNCED.take(), [app]);
+    }
 
     #[test]
     fn a_directory_has_one_owner_and_names_it() {

@@ -14,7 +14,7 @@ use denizen_sched::{ImageUse, SchedulerHandle};
 use futures_lite::future::block_on;
 
 use crate::node::Node;
-use crate::problem::{Kind, Problem};
+use crate::problem::{Kind, Problem, of_io};
 use crate::process::refused_claim;
 
 /// The images that deployments are busy with, and how many are with each.
@@ -166,7 +166,7 @@ pub(crate) fn store_problem(error: &StoreError) -> Problem {
         StoreError::UnknownImage(_) => Kind::UnknownImage,
         StoreError::Binary { source, .. } => binary_kind(source),
         StoreError::Libraries(_) => Kind::MissingLibrary,
-        StoreError::Io { source, .. } => Kind::of_io(source),
+        StoreError::Io { source, .. } => of_io(source),
         error if error.is_input() => Kind::BadImage,
         _ => Kind::HostFault,
     };

@@ -25,6 +25,7 @@ mod calls;
 mod capacity;
 mod data;
 mod deployed;
+mod descriptors;
 mod dir;
 mod executor;
 mod front;
@@ -39,6 +40,7 @@ mod process;
 mod side;
 mod stock;
 mod token;
+mod warm;
 
 pub use agent::{Agent, AgentError, NodeDir};
 pub use data::keys::{Keys, KeysError};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use denizen_image::ImageStore;
+use denizen_image::{ImageStore, Isolation, Manifest};
 use denizen_sched::SchedulerHandle;
 use futures_channel::mpsc;
 
@@ -51,6 +51,8 @@ pub struct AgentConfig {
     /// have. When all have one, the process that has been quiet longest is swapped out for the next; when all are busy, calls that need
     /// another are answered `node-full`.
     pub max_active: Option<usize>,
+    /// How callers of the framed protocol reach processes at least, whatever their images say.
+    pub isolation: Isolation,
 }
 
 impl AgentConfig {
@@ -67,6 +69,7 @@ impl AgentConfig {
             allow_hosts: Vec::new(),
             idle_override: None,
             max_active: None,
+            isolation: Isolation::default(),
         }
     }
 }
@@ -89,6 +92,8 @@ pub(crate) struct Node {
     pub(crate) logs: Logs,
     /// Opens state and sends assignments: quick things that block. Not behind the making of a sandbox, which can take long.
     pub(crate) assigning: SideThread,
+    /// Put connections into rings and take them out: calls that wait for a lock that a sandbox may hold.
+    pub(crate) rings: SideThreads,
     /// Copy state between the node and the swap store, and remove it.
     pub(crate) copying: SideThreads,
     /// Reads state that no sandbox has.
@@ -121,6 +126,12 @@ impl Node {
     /// Whether no new calls are taken.
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// How callers reach processes of an image: the stronger of its own wish and the node's, and `relay` where there are no rings.
+    pub(crate) fn isolation_of(&self, manifest: &Manifest) -> Isolation {
+        let can = if self.pool.has_rings() { Isolation::Ring } else { Isolation::Relay };
+        self.config.isolation.max(manifest.isolation).max(can)
     }
 
     /// Makes the segments that lack in the stock, a little later: whoever took the last one needs the processor first.

@@ -1,9 +1,7 @@
 //! Errors as callers see them: `application/problem+json` (RFC 9457), one stable `type` for each thing that can be told apart.
 //!
-//! The table in [`kinds`] is the only list of them; `docs/errors.md` is generated from it and a test keeps the two equal. A problem
-//! says whose doing it is and whether the same request may be sent again: where nothing is known, it says `unknown`.
-
-mod kinds;
+//! The table in `denizen_wire::problem` is the only list of them; `docs/errors.md` is generated from it and a test keeps the two
+//! equal. A problem says whose doing it is and whether the same request may be sent again: where nothing is known, it says `unknown`.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -13,94 +11,30 @@ use std::io;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value};
 
-pub(crate) use kinds::Kind;
-#[cfg(test)]
-pub(crate) use kinds::{ENTRIES, Entry};
+pub(crate) use denizen_wire::problem::{Blame, Kind, Retry};
 
 /// What every `type` begins with.
 const URN: &str = "urn:denizen:problem:";
 
-/// Whose doing it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Blame {
-    Caller,
-    Function,
-    Host,
-    Store,
-}
-
-impl Blame {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Blame::Caller => "caller",
-            Blame::Function => "function",
-            Blame::Host => "host",
-            Blame::Store => "store",
-        }
-    }
-
-    const fn framed(self) -> denizen_protocol::Blame {
-        match self {
-            Blame::Caller => denizen_protocol::Blame::Caller,
-            Blame::Function => denizen_protocol::Blame::Function,
-            Blame::Host => denizen_protocol::Blame::Host,
-            Blame::Store => denizen_protocol::Blame::Store,
-        }
+/// What a refusal of the operating system means for a caller. `host-fault` unless it is one that the host can be relieved of.
+pub(crate) fn of_io(error: &io::Error) -> Kind {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::NoSpace,
+        _ if is_out_of_descriptors(error) => Kind::OutOfDescriptors,
+        _ => Kind::HostFault,
     }
 }
 
-/// Whether the same request may be sent again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Retry {
-    /// It would fail again.
-    Never,
-    /// Nothing was committed.
-    Safe,
-    /// It may have been committed.
-    Unknown,
-}
-
-impl Retry {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Retry::Never => "never",
-            Retry::Safe => "safe",
-            Retry::Unknown => "unknown",
+/// The kind itself, unless a lack of descriptors is at the bottom of `error`.
+pub(crate) fn unless_out_of_descriptors(kind: Kind, error: &(dyn Error + 'static)) -> Kind {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(is_out_of_descriptors) {
+            return Kind::OutOfDescriptors;
         }
+        next = error.source();
     }
-
-    const fn framed(self) -> denizen_protocol::Retry {
-        match self {
-            Retry::Never => denizen_protocol::Retry::Never,
-            Retry::Safe => denizen_protocol::Retry::Safe,
-            Retry::Unknown => denizen_protocol::Retry::Unknown,
-        }
-    }
-}
-
-impl Kind {
-    /// What a refusal of the operating system means for a caller. `host-fault` unless it is one that the host can be relieved of.
-    pub(crate) fn of_io(error: &io::Error) -> Kind {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::NoSpace,
-            _ if is_out_of_descriptors(error) => Kind::OutOfDescriptors,
-            _ => Kind::HostFault,
-        }
-    }
-}
-
-impl Kind {
-    /// Itself, unless a lack of descriptors is at the bottom of `error`.
-    pub(crate) fn unless_out_of_descriptors(self, error: &(dyn Error + 'static)) -> Kind {
-        let mut next = Some(error);
-        while let Some(error) = next {
-            if error.downcast_ref::<io::Error>().is_some_and(is_out_of_descriptors) {
-                return Kind::OutOfDescriptors;
-            }
-            next = error.source();
-        }
-        self
-    }
+    kind
 }
 
 /// Of this program, or of the machine.
@@ -120,6 +54,7 @@ struct Inner {
     detail: String,
     cause: Option<String>,
     remedy: Option<Cow<'static, str>>,
+    blame: Option<Blame>,
     retry: Option<Retry>,
     retry_after_s: Option<u64>,
     process: Option<String>,
@@ -135,6 +70,7 @@ impl Problem {
             detail: detail.into(),
             cause: None,
             remedy: None,
+            blame: None,
             retry: None,
             retry_after_s: None,
             process: None,
@@ -154,6 +90,13 @@ impl Problem {
     #[must_use]
     pub(crate) fn remedy(mut self, remedy: impl Into<Cow<'static, str>>) -> Problem {
         self.0.remedy = Some(remedy.into());
+        self
+    }
+
+    /// Whose doing it is in this case, in place of what holds for the kind.
+    #[must_use]
+    pub(crate) fn blame(mut self, blame: Blame) -> Problem {
+        self.0.blame = Some(blame);
         self
     }
 
@@ -208,16 +151,21 @@ impl Problem {
         self.0.invocation.as_deref()
     }
 
+    /// Whether it is how an earlier call with the same idempotency key failed.
+    pub(crate) fn is_replayed(&self) -> bool {
+        self.0.more.get("replayed").is_some_and(|replayed| *replayed == true)
+    }
+
     pub(crate) fn has_process(&self) -> bool {
         self.0.process.is_some()
     }
 
     /// The same in frames.
     pub(crate) fn framed(&self) -> denizen_protocol::Problem {
-        let Inner { kind, detail, cause, remedy, retry, retry_after_s, process, invocation, more: _ } =
+        let Inner { kind, detail, cause, remedy, blame, retry, retry_after_s, process, invocation, more: _ } =
             &*self.0;
         let entry = kind.entry();
-        let (blame, retry) = (entry.blame.framed(), retry.unwrap_or(entry.retry).framed());
+        let (blame, retry) = (blame.unwrap_or(entry.blame).framed(), retry.unwrap_or(entry.retry).framed());
         let after_ms = retry_after_s.unwrap_or(0).saturating_mul(1000);
         denizen_protocol::Problem {
             retry_after_ms: u32::try_from(after_ms).unwrap_or(u32::MAX),
@@ -238,14 +186,14 @@ impl Problem {
 
 impl Serialize for Problem {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let Inner { kind, detail, cause, remedy, retry, process, invocation, more, .. } = &*self.0;
+        let Inner { kind, detail, cause, remedy, blame, retry, process, invocation, more, .. } = &*self.0;
         let entry = kind.entry();
         let mut map = to.serialize_map(None)?;
         map.serialize_entry("type", &format_args!("{URN}{}", entry.slug))?;
         map.serialize_entry("title", entry.title)?;
         map.serialize_entry("status", &entry.status)?;
         map.serialize_entry("detail", detail)?;
-        map.serialize_entry("blame", entry.blame.as_str())?;
+        map.serialize_entry("blame", blame.unwrap_or(entry.blame).as_str())?;
         map.serialize_entry("retry", retry.unwrap_or(entry.retry).as_str())?;
         if let Some(cause) = cause {
             map.serialize_entry("cause", cause)?;
@@ -284,6 +232,8 @@ impl fmt::Display for Problem {
 
 #[cfg(test)]
 mod tests {
+    use denizen_wire::problem::{ENTRIES, Entry};
+
     use super::*;
 
     /// Where the page is that the table below is printed to.
@@ -295,9 +245,10 @@ mod tests {
 Every error of a node is an `application/problem+json` document (RFC 9457). Its `type` is `urn:denizen:problem:` and a name of this
 table, which does not change its meaning between versions. `blame` says whose doing it is (`caller function host store`); `retry`
 says whether the same request may be sent again: `never` (it would fail again), `safe` (nothing was committed), `unknown` (it may have
-been committed: look before you repeat). A document may say more exactly than this table whether a retry is safe, and how to help.
+been committed: look before you repeat). A document may say more exactly than this table
+whose doing it is, whether a retry is safe, and how to help.
 
-This page is printed from the node's own table (`node/agent/src/problem/kinds.rs`); a test keeps the two equal.
+This page is printed from the node's own table (`node/wire/src/problem.rs`); a test keeps the two equal.
 `DENIZEN_BLESS=1 cargo test -p denizen-agent` prints it anew.
 
 | type | status | blame | retry | meaning | remedy |
@@ -347,12 +298,15 @@ This page is printed from the node's own table (`node/agent/src/problem/kinds.rs
         #[error("a step")]
         struct Step(#[source] io::Error);
         let lack = || io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());
-        assert_eq!(Kind::of_io(&lack()), Kind::OutOfDescriptors);
-        assert_eq!(Kind::SandboxUnavailable.unless_out_of_descriptors(&Step(lack())), Kind::OutOfDescriptors);
-        let other = io::Error::from(io::ErrorKind::PermissionDenied);
-        assert_eq!(Kind::of_io(&other), Kind::HostFault);
+        assert_eq!(of_io(&lack()), Kind::OutOfDescriptors);
         assert_eq!(
-            Kind::SandboxUnavailable.unless_out_of_descriptors(&Step(other)),
+            unless_out_of_descriptors(Kind::SandboxUnavailable, &Step(lack())),
+            Kind::OutOfDescriptors
+        );
+        let other = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert_eq!(of_io(&other), Kind::HostFault);
+        assert_eq!(
+            unless_out_of_descriptors(Kind::SandboxUnavailable, &Step(other)),
             Kind::SandboxUnavailable
         );
     }

@@ -34,6 +34,9 @@ pub struct Manifest {
     /// Which files a function may open.
     #[serde(default)]
     pub files: Files,
+    /// How callers reach a process.
+    #[serde(default)]
+    pub isolation: Isolation,
     /// What one process of this image may use.
     #[serde(default)]
     pub limits: Limits,
@@ -83,6 +86,30 @@ pub enum Files {
     Image,
     /// Those of the image, and files of the process's own under `/state`, which are kept with its state.
     State,
+}
+
+/// How callers of the framed protocol reach a process. Ordered: the later one keeps more from the sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// Their connections are given to it: it has an io_uring that can do nothing but serve them.
+    #[default]
+    Ring,
+    /// The node passes each frame on: it has no io_uring.
+    Relay,
+}
+
+impl std::str::FromStr for Isolation {
+    type Err = String;
+
+    /// From the word in a manifest.
+    fn from_str(word: &str) -> Result<Isolation, String> {
+        match word {
+            "ring" => Ok(Isolation::Ring),
+            "relay" => Ok(Isolation::Relay),
+            other => Err(format!("{other:?} is neither \"ring\" nor \"relay\"")),
+        }
+    }
 }
 
 /// What one process may use, and how many there may be.
@@ -143,11 +170,24 @@ pub struct ProcessPolicy {
     pub idle: Duration,
     /// What a reply promises about what the call wrote.
     pub durability: Durability,
+    /// How long the reply of a call with an idempotency key is remembered. Default a day.
+    #[serde(rename = "remember_ms", default = "a_day", with = "units::millis")]
+    pub remember: Duration,
+}
+
+/// Also of an image that was built before there was a choice.
+const fn a_day() -> Duration {
+    Duration::from_secs(86_400)
 }
 
 impl Default for ProcessPolicy {
     fn default() -> Self {
-        Self { create: Create::OnCall, idle: Duration::from_secs(60), durability: Durability::Process }
+        Self {
+            create: Create::OnCall,
+            idle: Duration::from_secs(60),
+            durability: Durability::Process,
+            remember: a_day(),
+        }
     }
 }
 
@@ -240,6 +280,7 @@ impl Manifest {
         Self {
             name: name.to_owned(),
             files: Files::default(),
+            isolation: Isolation::default(),
             limits: Limits::default(),
             process: ProcessPolicy::default(),
             functions: BTreeMap::new(),

@@ -13,17 +13,17 @@ use toml::de::{DeTable, DeValue};
 
 use super::units::{duration_text, parse_duration};
 use super::{
-    ByteSize, Create, Declared, Durability, Files, FunctionPolicy, Limits, Manifest, ManifestError, Origin,
-    Position, Problem, ProcessPolicy,
+    ByteSize, Create, Declared, Durability, Files, FunctionPolicy, Isolation, Limits, Manifest,
+    ManifestError, Origin, Position, Problem, ProcessPolicy,
 };
 use crate::names;
 
 type Span = Range<usize>;
 
-const TOP: &[&str] = &["name", "base", "files", "egress", "limits", "process", "functions"];
+const TOP: &[&str] = &["name", "base", "files", "isolation", "egress", "limits", "process", "functions"];
 const LIMITS: &[&str] =
     &["memory", "state", "files", "body", "reply", "deadline", "threads", "cpu", "processes"];
-const PROCESS: &[&str] = &["create", "idle", "durability"];
+const PROCESS: &[&str] = &["create", "idle", "durability", "remember"];
 const FUNCTION: &[&str] = &["deadline", "durability", "body"];
 const SECTIONS: [(&str, &[&str]); 4] = [
     ("the top of the file", TOP),
@@ -38,6 +38,7 @@ const FILES: RangeInclusive<ByteSize> = ByteSize::new(64 << 10)..=ByteSize::new(
 const BODY: RangeInclusive<ByteSize> = ByteSize::new(1)..=ByteSize::new(1 << 40);
 const DEADLINE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
 const IDLE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(365 * 86_400);
+const REMEMBER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 86_400);
 const CPU: RangeInclusive<u64> = 1..=6400;
 const THREADS: RangeInclusive<u64> = 2..=1024;
 const PROCESSES: RangeInclusive<u64> = 1..=10_000_000;
@@ -151,6 +152,7 @@ impl Reader<'_> {
         self.refuse_reserved(top);
         let name = self.name(top);
         let files = self.files(top).unwrap_or_default();
+        let isolation = self.isolation(top).unwrap_or_default();
         let none = DeTable::new();
         let limits = self.table(top, "limits").unwrap_or(&none);
         let limits = self.limits(limits, files);
@@ -161,7 +163,7 @@ impl Reader<'_> {
             .map(|table| self.functions(table, &limits, &mut lines))
             .unwrap_or_default();
         let origin = Origin { path: path.to_owned(), lines };
-        Some(Manifest { name: name?, files, limits, process, functions, origin })
+        Some(Manifest { name: name?, files, isolation, limits, process, functions, origin })
     }
 
     fn name(&mut self, top: &DeTable<'_>) -> Option<String> {
@@ -199,6 +201,10 @@ impl Reader<'_> {
     fn files(&mut self, top: &DeTable<'_>) -> Option<Files> {
         let choices = [("none", Files::None), ("image", Files::Image), ("state", Files::State)];
         self.choice(top, "files", &choices, &[])
+    }
+
+    fn isolation(&mut self, top: &DeTable<'_>) -> Option<Isolation> {
+        self.choice(top, "isolation", &[("ring", Isolation::Ring), ("relay", Isolation::Relay)], &[])
     }
 
     fn limits(&mut self, table: &DeTable<'_>, files: Files) -> Limits {
@@ -279,6 +285,7 @@ impl Reader<'_> {
             create: self.choice(table, "create", &creates, &[]).unwrap_or(default.create),
             idle: self.duration(table, "idle", IDLE).unwrap_or(default.idle),
             durability: self.durability(table).unwrap_or(default.durability),
+            remember: self.duration(table, "remember", REMEMBER).unwrap_or(default.remember),
         }
     }
 

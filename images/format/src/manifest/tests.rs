@@ -27,6 +27,7 @@ name = "shop"
 base = "none"
 egress = "none"
 files = "image"
+isolation = "relay"
 [limits]
 memory = "64MiB"
 state = "2GiB"
@@ -40,6 +41,7 @@ processes = 3
 create = "explicit"
 idle = "500ms"
 durability = "process"
+remember = "30d"
 [functions.pay]
 deadline = "2s"
 durability = "node"
@@ -49,12 +51,14 @@ body = "9B"
     )
     .unwrap();
     assert_eq!(manifest.files, Files::Image);
+    assert_eq!(manifest.isolation, Isolation::Relay);
     assert_eq!(manifest.limits.memory, ByteSize::mib(64));
     assert_eq!(manifest.limits.state, ByteSize::mib(2048));
     assert_eq!(manifest.limits.reply.bytes(), 512 << 10);
     assert_eq!((manifest.limits.threads, manifest.limits.processes), (8, 3));
     assert_eq!(manifest.process.create, Create::Explicit);
     assert_eq!(manifest.process.idle, Duration::from_millis(500));
+    assert_eq!(manifest.process.remember, Duration::from_secs(30 * 86_400));
     assert_eq!(
         (manifest.deadline_of("pay"), manifest.deadline_of("list")),
         (Duration::from_secs(2), Duration::from_secs(300))
@@ -118,6 +122,20 @@ fn files_of_its_own_have_room_in_memory_and_in_the_state() {
 }
 
 #[test]
+fn isolation_is_a_dial_of_two_steps() {
+    let of = |word: &str| parse(&format!("name = \"a\"\nisolation = \"{word}\"\n"));
+    assert_eq!(parse("name = \"a\"\n").unwrap().isolation, Isolation::Ring);
+    assert_eq!(of("ring").unwrap().isolation, Isolation::Ring);
+    assert_eq!(of("relay").unwrap().isolation.max(Isolation::Ring), Isolation::Relay);
+    let refused = of("vm").unwrap_err().to_string();
+    assert_eq!(refused, "denizen.toml:2:13: `isolation` cannot be \"vm\"; write \"ring\" or \"relay\"");
+    // As JSON of an image that was made before there was a choice.
+    let mut json = serde_json::to_value(Manifest::default_for("a")).unwrap();
+    json.as_object_mut().unwrap().remove("isolation");
+    assert_eq!(serde_json::from_value::<Manifest>(json).unwrap(), Manifest::default_for("a"));
+}
+
+#[test]
 fn processor_time_is_a_percentage_of_a_core() {
     for value in ["0", "6401", "-1", "1.5", "\"50%\""] {
         let text = refusal(&format!("name = \"a\"\n[limits]\ncpu = {value}\n"));
@@ -140,7 +158,7 @@ fn json_has_units_in_its_names_and_comes_back_equal() {
     assert_eq!(json["limits"]["deadline_ms"], 30_000);
     assert_eq!(
         json["process"],
-        serde_json::json!({"create": "on-call", "idle_ms": 60_000, "durability": "process"})
+        serde_json::json!({"create": "on-call", "idle_ms": 60_000, "durability": "process", "remember_ms": 86_400_000})
     );
     assert_eq!(json["functions"]["f"], serde_json::json!({"deadline_ms": 2000}));
     assert_eq!(serde_json::from_value::<Manifest>(json).unwrap(), manifest);
@@ -169,7 +187,10 @@ fn a_field_in_the_wrong_section_is_told_where_it_belongs() {
         refusal("name = \"a\"\nmemory = \"1GiB\""),
         "denizen.toml:2:1: unknown field `memory` in the top of the file; it belongs to [limits]"
     );
-    assert!(refusal("name = \"a\"\n[process]\nzzz = 1").contains("there are `create`, `idle`, `durability`"));
+    assert!(
+        refusal("name = \"a\"\n[process]\nzzz = 1")
+            .contains("there are `create`, `idle`, `durability`, `remember`")
+    );
 }
 
 #[test]
@@ -324,4 +345,20 @@ fn the_reference_tells_the_truth() {
     }
     let mistakes = refusal("name = \"a\"\n\n[limits]\nmemroy = 1\n\n\n\n[process]\nidle = \"10\"\n");
     assert_eq!(mistakes.trim(), block("text").trim());
+}
+
+#[test]
+fn replies_are_remembered_for_a_while_and_not_for_ever() {
+    for (text, remembered) in [("1s", 1), ("30d", 30 * 86_400), ("90m", 5_400)] {
+        let manifest = parse(&format!("name = \"a\"\nprocess.remember = \"{text}\"\n")).unwrap();
+        assert_eq!(manifest.process.remember, Duration::from_secs(remembered));
+    }
+    for text in ["0s", "999ms", "31d"] {
+        let refused = refusal(&format!("name = \"a\"\nprocess.remember = \"{text}\"\n"));
+        assert!(refused.contains("it may be 1s to 30d"), "{refused}");
+    }
+    // Of an image that was built before there was a choice.
+    let mut json = serde_json::to_value(Manifest::default_for("a")).unwrap();
+    json["process"].as_object_mut().unwrap().remove("remember_ms");
+    assert_eq!(serde_json::from_value::<Manifest>(json).unwrap(), Manifest::default_for("a"));
 }

@@ -91,7 +91,7 @@ async fn new_one(home: &Rc<Home>, app: &Rc<App>, asked: Asked<'_>) -> Result<End
     let process = home.process(app, &name)?;
     let Some(chosen) = Chosen::new(&process) else { return at(home, app, &name, asked).await };
     // Whether it may be created is known before the body is touched, which can be read only once.
-    match process.active(home, Create::IfMissing).await {
+    match process.active_soon(home, Create::IfMissing).await {
         Ok(_) => Ok(here(home, &chosen.process, asked).await),
         Err(problem) if matches!(problem.kind(), Kind::TooManyProcesses | Kind::NodeFull) => {
             drop(chosen);

@@ -55,6 +55,10 @@ pub(crate) async fn call(
 ) -> Result<Ended, Problem> {
     match process {
         Some(name) => at(home, app, name, asked).await,
+        // The next call would go to another process, which knows nothing of it.
+        None if asked.key.is_some() => {
+            Err(Problem::new(Kind::ProcessNeeded, "a call with an idempotency key must name its process"))
+        }
         None => anywhere::anywhere(home, app, asked).await,
     }
 }
@@ -82,17 +86,19 @@ async fn there<'a, C: Borrow<Rc<Process>>>(
     asked: Asked<'a>,
     choose: impl FnOnce(&Rc<Home>, &Rc<App>) -> Result<Option<C>, Problem> + Send + 'static,
 ) -> Result<Result<Ended, Asked<'a>>, Problem> {
-    let Asked { function, content_type, deadline, durability, create, body } = asked;
-    let (app, words) = (app.to_owned(), (function.to_owned(), content_type.to_owned()));
+    let Asked { function, content_type, deadline, durability, key, create, body } = asked;
+    let words = (function.to_owned(), content_type.to_owned(), key.map(str::to_owned));
+    let app = app.to_owned();
     let work = move |home: Rc<Home>| async move {
         let app = home.app(&app)?;
         let Some(chosen) = choose(&home, &app)? else { return Ok(Err(body)) };
-        let asked = Asked { function: &words.0, content_type: &words.1, deadline, durability, create, body };
+        let (function, content_type, key) = (&words.0, &words.1, words.2.as_deref());
+        let asked = Asked { function, content_type, deadline, durability, key, create, body };
         Ok(Ok(here(&home, chosen.borrow(), asked).await.map(Crossing::of)))
     };
     Ok(match home.on(executor, work).await?? {
         Ok(ended) => Ok(ended.map(Crossing::arrived)),
-        Err(body) => Err(Asked { function, content_type, deadline, durability, create, body }),
+        Err(body) => Err(Asked { function, content_type, deadline, durability, key, create, body }),
     })
 }
 

@@ -38,7 +38,7 @@ pub(super) struct Wish {
     create_never: bool,
     /// Empty where there is none.
     content_type: String,
-    is_keyed: bool,
+    key: Option<String>,
 }
 
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl Wish {
             durability: head.durability,
             create_never: head.create_never,
             content_type: head.content_type.unwrap_or_default().to_owned(),
-            is_keyed: head.idempotency_key.is_some(),
+            key: head.idempotency_key.map(str::to_owned),
         }
     }
 
@@ -76,9 +76,6 @@ impl Wish {
     /// What this node does not do.
     fn level(&self) -> Result<Durability, Problem> {
         let not_yet = |what| Err(Problem::new(Kind::NotSupported, what));
-        if self.is_keyed {
-            return not_yet("idempotency keys are not remembered yet: call without one");
-        }
         match self.durability {
             None | Some(Level::Process) => Ok(Durability::Process),
             Some(Level::Node) => Ok(Durability::Node),
@@ -133,6 +130,9 @@ pub(super) async fn run(
 /// How the call ends, where it has not ended with a reply.
 async fn execute(caller: &Rc<Caller>, id: u64, wish: &Wish, body: FramedBody) -> Result<(), Framed> {
     let framed = |problem: Problem| problem.framed();
+    if let Some(problem) = caller.verdict() {
+        return Err(framed(problem));
+    }
     let image = caller.app.image();
     let durability = wish.level().map_err(framed)?;
     let function = wish.function(&image).map_err(framed)?;
@@ -147,6 +147,7 @@ async fn execute(caller: &Rc<Caller>, id: u64, wish: &Wish, body: FramedBody) ->
         content_type: &wish.content_type,
         deadline: wish.deadline,
         durability,
+        key: wish.key.as_deref(),
         create: image.creates(caller.create_never || wish.create_never),
         body: Source::Frames(body),
     };
@@ -179,6 +180,7 @@ async fn reply(
         content_type: text(replied.content_type.as_ref()),
         invocation: Some(&replied.invocation),
         function: place,
+        replayed: replied.replayed,
         ..ReplyHead::new(replied.epoch.get(), rests_on)
     });
     let gone = |Gone| nobody_takes(&replied.invocation, replied.epoch.get());

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use denizen_protocol::limits::{MAX_UNSENT, STALL_MS};
-use denizen_protocol::server::{Connection, Event};
+use denizen_protocol::server::{Connection, Event, Parked};
 use denizen_protocol::token::Refusal;
 use denizen_protocol::{
     CommandError, Drain, DrainReason, Final, PADDING, Part, Problem as Framed, ReplyHead, Violation, padding,
@@ -28,6 +28,7 @@ use super::{Kept, Listed, greeting, keys};
 use crate::executor::{self, HttpStream, Pace};
 use crate::home::{App, Home};
 use crate::local::Changes;
+use crate::problem::Problem;
 
 /// Hears how much of which input was taken.
 pub(super) type TakenReceiver = mpsc::UnboundedReceiver<Taken>;
@@ -43,6 +44,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 3600);
 const CHUNK: usize = 16 << 10;
 /// The same within a large body, of which there is nothing to look at.
 const BODY_CHUNK: usize = 64 << 10;
+/// How long it counts for calls that come what was found out when their process was last started.
+const VERDICT_HOLDS: Duration = Duration::from_millis(250);
 /// Chunks in a row before others get a turn.
 const CHUNKS_IN_A_ROW: u32 = 64;
 /// What a connection at rest keeps of its buffer for frames that leave.
@@ -60,6 +63,8 @@ pub(super) struct Caller {
     pub(super) app: Rc<App>,
     /// Its HELLO says not to create the process.
     pub(super) create_never: bool,
+    /// Why the process has no sandbox, found out just now.
+    verdict: Option<(Problem, Instant)>,
     protocol: RefCell<Connection>,
     out: RefCell<Out>,
     calls: RefCell<BTreeMap<u64, Underway>>,
@@ -112,19 +117,21 @@ enum Action {
 pub(super) struct Gone;
 
 impl Caller {
-    /// A connection whose OK is `first`.
+    /// A connection whose OK is `first`. `verdict`: why the process of a bound one has no sandbox, if it was tried.
     pub(super) fn new(
         home: &Rc<Home>,
         app: &Rc<App>,
         protocol: Connection,
         create_never: bool,
         first: Vec<u8>,
+        verdict: Option<Problem>,
     ) -> (Rc<Caller>, TakenReceiver) {
         let (taken, receiver) = mpsc::unbounded();
         let caller = Caller {
             home: Rc::clone(home),
             app: Rc::clone(app),
             create_never,
+            verdict: verdict.map(|problem| (problem, Instant::now())),
             protocol: RefCell::new(protocol),
             out: RefCell::new(Out { bytes: first, sent: 0 }),
             calls: RefCell::default(),
@@ -145,6 +152,34 @@ impl Caller {
     /// Whether its token covers this function.
     pub(super) fn permits(&self, function: &str) -> bool {
         self.protocol.borrow().terms().permit(function)
+    }
+
+    /// Why no sandbox takes a call, where that was found out a moment ago.
+    pub(super) fn verdict(&self) -> Option<Problem> {
+        let (problem, found) = self.verdict.as_ref()?;
+        (found.elapsed() < VERDICT_HOLDS).then(|| problem.clone())
+    }
+
+    /// Deals with bytes that were taken off the stream before.
+    ///
+    /// # Errors
+    /// As for those that come. The connection is over then.
+    pub(super) fn begin_with(self: &Rc<Caller>, residue: &[u8]) -> Result<(), Violation> {
+        let fed = self.feed(residue);
+        if let Err(violation) = &fed {
+            let _ = Framed::from(violation).encode(0, &mut self.out.borrow_mut().bytes);
+            self.over.set(true);
+        }
+        fed
+    }
+
+    /// Whether it owes nothing and is owed nothing.
+    fn is_quiet(&self) -> bool {
+        let protocol = self.protocol.borrow();
+        protocol.in_flight() == 0
+            && !protocol.is_within_frame()
+            && self.out.borrow().unsent() == 0
+            && !self.draining.get()
     }
 
     /// Accepts no further calls, and closes when the last has ended.
@@ -367,14 +402,15 @@ impl Out {
     }
 }
 
-/// Serves a connection until its end.
+/// Serves a connection until its end, or, if it `may_rest`, until it is quiet: gives it back then, as it can be put to rest.
 pub(super) async fn serve(
     home: &Rc<Home>,
     stream: HttpStream,
     caller: Rc<Caller>,
     taken: TakenReceiver,
     expires_s: u64,
-) {
+    may_rest: bool,
+) -> Option<(HttpStream, Parked, Vec<u8>)> {
     let _listed = Listed::new(home, &caller);
     if home.node.is_stopping() {
         // The others were told while this one was not on the list yet.
@@ -389,12 +425,18 @@ pub(super) async fn serve(
         told_of_expiry: false,
         moved: Instant::now(),
         watch: None,
+        may_rest,
+        heard: caller.protocol.borrow().in_flight() > 0 || caller.out.borrow().unsent() > 0,
     };
     let mut pace = Pace::new(CHUNKS_IN_A_ROW);
     let last_words = loop {
         match pace.wait(std::future::poll_fn(|cx| conversation.poll(cx))).await {
             Turn::Goes => pace.step().await,
             Turn::Over(last_words) => break last_words,
+            Turn::Rests(parked, residue) => {
+                caller.end();
+                return Some((conversation.stream, *parked, residue));
+            }
         }
     };
     caller.end();
@@ -404,6 +446,7 @@ pub(super) async fn serve(
         let _ = problem.encode(0, &mut bytes.bytes);
     }
     greeting::part(&mut stream, bytes.bytes.get(bytes.sent..).unwrap_or_default()).await;
+    None
 }
 
 /// What came of a look at a connection.
@@ -411,6 +454,8 @@ enum Turn {
     Goes,
     /// It is over, after a last frame where there is something to say.
     Over(Option<Framed>),
+    /// Nobody wants anything for now.
+    Rests(Box<Parked>, Vec<u8>),
 }
 
 /// The task's own part of a connection.
@@ -425,6 +470,9 @@ struct Conversation {
     moved: Instant,
     /// Runs while the caller owes something.
     watch: Option<Timer>,
+    may_rest: bool,
+    /// It has said what it was taken up for. It need not be there at the first look: the executor hears of it a moment later.
+    heard: bool,
 }
 
 impl Conversation {
@@ -446,7 +494,24 @@ impl Conversation {
         {
             return Poll::Ready(turn);
         }
+        if let Some((parked, residue)) = self.rest() {
+            return Poll::Ready(Turn::Rests(Box::new(parked), residue));
+        }
+        if unsent == 0 && self.caller.out.borrow().unsent() > 0 {
+            // What is to be said before it rests.
+            return Poll::Ready(Turn::Goes);
+        }
         self.poll_watch(cx)
+    }
+
+    /// Puts the connection to rest, if it may and nothing is under way. Not before everything is said: there may be credit to tell.
+    fn rest(&self) -> Option<(Parked, Vec<u8>)> {
+        if !self.may_rest || !self.heard || !self.caller.is_quiet() {
+            return None;
+        }
+        let out = &mut *self.caller.out.borrow_mut();
+        let parked = self.caller.protocol.borrow_mut().park(&mut out.bytes);
+        parked.filter(|_| out.unsent() == 0)
     }
 
     /// Whom calls wake that have something to send.
@@ -508,6 +573,7 @@ impl Conversation {
                 Ok(0) | Err(_) => Turn::Over(None),
                 Ok(count) => {
                     self.moved = Instant::now();
+                    self.heard = true;
                     match self.caller.feed(room.get(..count).unwrap_or_default()) {
                         Ok(()) => Turn::Goes,
                         Err(violation) => Turn::Over(Some(Framed::from(&violation))),

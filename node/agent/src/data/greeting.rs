@@ -17,11 +17,13 @@ use denizen_protocol::token::{Claims, Refusal};
 use denizen_protocol::{Accepted, Hello, Problem as Framed, Violation};
 use hyper::rt::{Read as _, ReadBuf, Write as _};
 
+use super::bound::{Bound, Relayed};
 use super::connection::{self, Caller};
-use super::{Greeting, Seat};
+use super::{Greeting, Seat, parked};
 use crate::executor::{self, HttpStream};
 use crate::home::{App, Home};
 use crate::problem::{Kind, Problem};
+use crate::process::Process;
 
 /// Calls that may be in flight on a connection.
 const CALLS: u32 = 128;
@@ -133,32 +135,81 @@ fn adopt(home: &Rc<Home>, socket: OwnedFd, hello: Hello, claims: Claims) {
     }
 }
 
-async fn serve(home: Rc<Home>, stream: HttpStream, hello: Hello, claims: Claims) {
+async fn serve(home: Rc<Home>, mut stream: HttpStream, hello: Hello, claims: Claims) {
     // Without it a caller that vanished stays until its token expires.
     let _ = stream.keep_alive(KEEP_ALIVE);
-    match answer(&home, &hello, &claims).await {
-        Ok((seat, caller, taken)) => {
-            connection::serve(&home, stream, caller, taken, claims.expires_s).await;
-            drop(seat);
+    let Answer { seat, process, parked, accepted } = match answer(&home, &hello, &claims).await {
+        Ok(answer) => answer,
+        Err(refused) => return refuse(stream, refused).await,
+    };
+    if let Some(process) = process {
+        let sent = executor::within(connection::STALL, send(&mut stream, &accepted)).await;
+        if let Some(Ok(())) = sent {
+            rest(&process, seat, stream, &parked, Vec::new(), claims.expires_s);
         }
-        Err(refused) => refuse(stream, refused).await,
+        return;
+    }
+    let create_never = hello.options.create_never;
+    let (caller, taken) =
+        Caller::new(&home, &seat.app, Connection::resume(parked), create_never, accepted, None);
+    connection::serve(&home, stream, caller, taken, claims.expires_s, false).await;
+    drop(seat);
+}
+
+/// Puts a bound connection to rest.
+fn rest(
+    process: &Rc<Process>,
+    seat: Seat,
+    stream: HttpStream,
+    parked: &Parked,
+    residue: Vec<u8>,
+    expires_s: u64,
+) {
+    let bound =
+        stream.give_up().and_then(|socket| Bound::new(process, seat, socket, parked, residue, expires_s));
+    match bound {
+        Ok(bound) => parked::park(bound),
+        Err(error) => tracing::warn!("a connection cannot be kept: {error}"),
     }
 }
 
-/// Starts or finds the process, and has the OK sent.
-async fn answer(
-    home: &Rc<Home>,
-    hello: &Hello,
-    claims: &Claims,
-) -> Result<(Seat, Rc<Caller>, connection::TakenReceiver), Refused> {
+/// Serves a bound connection that no sandbox has, until it rests again. `problem`: why none has it, which each call is told.
+pub(super) async fn relay(bound: Bound, problem: Option<Problem>) {
+    let (home, process) = (Rc::clone(bound.home()), Rc::clone(bound.process()));
+    let Relayed { stream, seat, protocol, residue, expires_s } = match bound.into_relayed() {
+        Ok(relayed) => relayed,
+        Err(error) => return tracing::warn!("a connection cannot be served: {error}"),
+    };
+    // The process was there when the connection was accepted: a call on it creates none.
+    let (caller, taken) = Caller::new(&home, &seat.app, protocol, true, Vec::new(), problem);
+    let begun = caller.begin_with(&residue);
+    let may_rest = process.wants_ring(&home);
+    let left = connection::serve(&home, stream, caller, taken, expires_s, may_rest).await;
+    if let (Ok(()), Some((stream, parked, residue))) = (begun, left) {
+        rest(&process, seat, stream, &parked, residue, expires_s);
+    }
+}
+
+/// What was answered to a HELLO, and who serves the connection.
+struct Answer {
+    seat: Seat,
+    /// The process that it is given to; `None`: it is relayed.
+    process: Option<Rc<Process>>,
+    parked: Parked,
+    /// The OK.
+    accepted: Vec<u8>,
+}
+
+/// Starts or finds the process, and makes the OK.
+async fn answer(home: &Rc<Home>, hello: &Hello, claims: &Claims) -> Result<Answer, Refused> {
     if home.node.is_stopping() {
         return Err(Problem::new(Kind::ShuttingDown, "the node is shutting down").into());
     }
     let app = home.app(&hello.app)?;
     let seat = Seat::take(home, &app)?;
-    let epoch = match &hello.process {
-        Some(process) => epoch_of(home, &app, process, hello).await?,
-        None => 0,
+    let (epoch, process) = match &hello.process {
+        Some(process) => find(home, &app, process, hello).await?,
+        None => (0, None),
     };
     let image = app.image();
     let mut accepted = Accepted {
@@ -175,13 +226,16 @@ async fn answer(
     let mut bytes = Vec::new();
     accepted.encode(&mut bytes)?;
     let terms = Terms::agreed(hello, &accepted, claims.functions.clone());
-    let protocol = Connection::resume(Parked::fresh(terms));
-    let (caller, taken) = Caller::new(home, &app, protocol, hello.options.create_never, bytes);
-    Ok((seat, caller, taken))
+    Ok(Answer { seat, process, parked: Parked::fresh(terms), accepted: bytes })
 }
 
-/// The epoch of a process that serves; it is started if it does not.
-async fn epoch_of(home: &Rc<Home>, app: &Rc<App>, name: &str, hello: &Hello) -> Result<u64, Refused> {
+/// The epoch of a process that serves; it is started if it does not. And the process, if it takes connections.
+async fn find(
+    home: &Rc<Home>,
+    app: &Rc<App>,
+    name: &str,
+    hello: &Hello,
+) -> Result<(u64, Option<Rc<Process>>), Refused> {
     let process = home.process(app, name)?;
     let create = app.image().creates(hello.options.create_never);
     let active = process.active(home, create).await;
@@ -190,13 +244,14 @@ async fn epoch_of(home: &Rc<Home>, app: &Rc<App>, name: &str, hello: &Hello) -> 
     }) {
         home.let_go(&process);
     }
-    let epoch = active?.epoch.get();
+    let active = active?;
+    let epoch = active.epoch.get();
     if hello.epoch != 0 && hello.epoch != epoch {
         let text = format!("epoch {} is wanted, and {name} is in epoch {epoch}", hello.epoch);
         let problem = Problem::new(Kind::EpochMismatch, text).framed();
         return Err(Refused::With(Box::new(Framed { epoch, ..problem })));
     }
-    Ok(epoch)
+    Ok((epoch, active.direct.is_some().then_some(process)))
 }
 
 async fn refuse(mut stream: HttpStream, refused: Refused) {

@@ -1,10 +1,14 @@
-//! The data port: connections of the framed protocol (`docs/protocol.md`), relayed frame by frame to the sandboxes.
+//! The data port: connections of the framed protocol (`docs/protocol.md`), given to the sandbox of the process that they are bound to, or
+//! relayed frame by frame.
 //!
 //! | module | owns |
 //! |---|---|
 //! | `keys` | the keys in `DIR/keys`, and which of them are believed at the moment |
 //! | `greeting` | a connection from its beginning to the OK: who may speak, and to whom |
-//! | `connection` | one connection behind its OK: its bytes, its clock, its end |
+//! | `bound` | a connection to one process behind its OK, while no task serves it |
+//! | `parked` | those of them that are at rest, and the ends of tokens |
+//! | `given` | those on their way to a sandbox, and back |
+//! | `connection` | a connection that is relayed: its bytes, its clock, its end |
 //! | `call` | one call on it |
 //! | `body` | the input of a call on its way out of the frames |
 //!
@@ -14,10 +18,13 @@
 //! [`crate::calls`], for HTTP and frames alike.
 
 mod body;
+mod bound;
 mod call;
 mod connection;
+mod given;
 mod greeting;
 pub(crate) mod keys;
+mod parked;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -32,6 +39,9 @@ use crate::problem::{Kind, Problem};
 use connection::Caller;
 
 pub(crate) use body::FramedBody;
+pub(crate) use bound::{Bound, OfProcess};
+pub(crate) use given::{done, left};
+pub(crate) use parked::close_all_of;
 
 /// How long to wait when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -54,6 +64,8 @@ pub(crate) struct Callers {
     /// By age.
     greetings: RefCell<BTreeMap<u64, Closer>>,
     served: RefCell<BTreeMap<u64, Weak<Caller>>>,
+    /// Bound ones that say nothing.
+    parked: parked::ParkedTable,
     next: Cell<u64>,
 }
 
@@ -74,7 +86,9 @@ impl Callers {
             open: Cell::new(0),
             greetings: RefCell::default(),
             served: RefCell::default(),
-            next: Cell::new(0),
+            parked: parked::ParkedTable::default(),
+            // 0 is no connection's number.
+            next: Cell::new(1),
         }
     }
 
@@ -85,6 +99,10 @@ impl Callers {
         let served: Vec<_> = self.served.borrow().values().filter_map(Weak::upgrade).collect();
         for caller in served {
             caller.drain(&notice);
+        }
+        // Those that a sandbox has come back when it has ended.
+        for bound in self.parked.take_all(None) {
+            bound.dismiss(DrainReason::Shutdown, None);
         }
     }
 
@@ -177,7 +195,7 @@ impl Drop for Open {
 /// A connection's place among those of its executor and of its application.
 struct Seat {
     app: Rc<App>,
-    _open: Open,
+    open: Open,
 }
 
 impl Seat {
@@ -189,7 +207,11 @@ impl Seat {
             return Err(full());
         }
         app.callers.connections.set(count + 1);
-        Ok(Seat { app: Rc::clone(app), _open: Open::new(home) })
+        Ok(Seat { app: Rc::clone(app), open: Open::new(home) })
+    }
+
+    fn home(&self) -> &Rc<Home> {
+        &self.open.0
     }
 }
 

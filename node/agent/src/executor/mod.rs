@@ -5,6 +5,8 @@
 //! ends on the executor that it began on, and a wake from the same thread is no system call.
 
 mod net;
+mod resting;
+mod taken;
 
 use std::future::Future;
 use std::io;
@@ -18,6 +20,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::LocalSet;
 
 pub(crate) use net::{Closer, ControlReader, ControlWriter, HttpStream, Listener, bind, control_pair};
+pub(crate) use resting::RestingSockets;
+pub(crate) use taken::Taken;
 
 /// How long a task rests that has always been ready.
 const REST: Duration = Duration::from_millis(1);

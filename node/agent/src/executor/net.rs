@@ -57,7 +57,7 @@ fn listening(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
 }
 
 /// Registers a socket with this executor's poll loop.
-fn watch(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub(super) fn watch(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` gives the same descriptor whenever it is asked and closes it only when it is dropped, and the `AsyncFd`
     // never gives it away.
     Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
@@ -329,6 +329,16 @@ impl ControlReader {
     /// Reads what there is, at least one byte; 0 is the end.
     pub(crate) async fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         poll_fn(|cx| poll_receive(&self.inner, cx, to)).await
+    }
+
+    /// Reads what has arrived already; 0 where that is nothing, or the end. For what a sandbox left behind that is dead.
+    pub(crate) fn read_left(&mut self, to: &mut [u8]) -> usize {
+        loop {
+            match rustix::net::recv(&self.inner, &mut *to, RecvFlags::DONTWAIT) {
+                Err(Errno::INTR) => {}
+                read => return read.map_or(0, |(count, _)| count),
+            }
+        }
     }
 }
 

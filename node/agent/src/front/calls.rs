@@ -1,10 +1,11 @@
 //! Calls of functions: from a request to a process, and from a reply to an answer.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::Duration;
 
 use denizen_sched::{Create, ProcessName};
-use denizen_wire::Durability;
+use denizen_wire::{Durability, MAX_IDEMPOTENCY_KEY};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response};
@@ -24,6 +25,9 @@ const DEADLINE: HeaderName = HeaderName::from_static("denizen-deadline-ms");
 const INVOCATION: HeaderName = HeaderName::from_static("denizen-invocation");
 pub(super) const DURABILITY: HeaderName = HeaderName::from_static("denizen-durability");
 pub(super) const COMMIT: HeaderName = HeaderName::from_static("denizen-commit");
+/// As the draft of the IETF has it (draft-ietf-httpapi-idempotency-key-header).
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const REPLAYED: HeaderName = HeaderName::from_static("denizen-replayed");
 const EPOCH: HeaderName = HeaderName::from_static("denizen-epoch");
 
 /// What the headers of a call say.
@@ -33,6 +37,7 @@ struct Wishes<'a> {
     durability: Durability,
     /// Empty where there is none.
     content_type: &'a str,
+    key: Option<Cow<'a, str>>,
 }
 
 /// Answers a call.
@@ -57,6 +62,7 @@ pub(super) async fn call(
         content_type: wishes.content_type,
         deadline: wishes.deadline,
         durability: wishes.durability,
+        key: wishes.key.as_deref(),
         create,
         body: body.into(),
     };
@@ -111,7 +117,7 @@ pub(super) fn reply_answer(process: &Process, replied: Replied) -> Answer {
 }
 
 fn reply_to(process: HeaderValue, replied: Replied) -> Answer {
-    let Replied { invocation, content_type, commit, durability, epoch_header, body, .. } = replied;
+    let Replied { invocation, content_type, commit, durability, epoch_header, replayed, body, .. } = replied;
     let body = match body {
         Parts::Whole(bytes) => FrontBody::whole(bytes),
         Parts::Streamed(body) => FrontBody::Reply(body),
@@ -128,6 +134,9 @@ fn reply_to(process: HeaderValue, replied: Replied) -> Answer {
     headers.insert(DURABILITY, level_header(durability));
     headers.insert(COMMIT, HeaderValue::from(commit));
     headers.insert(EPOCH, epoch_header);
+    if replayed {
+        headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    }
     answer
 }
 
@@ -139,6 +148,9 @@ fn failure_to(process: HeaderValue, failed: Failed) -> Answer {
     let Failed { problem, standing } = failed;
     let mut answer = problem_answer(&problem);
     let headers = answer.headers_mut();
+    if problem.is_replayed() {
+        headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    }
     headers.insert(PROCESS, process);
     if let Some(invocation) = problem.invocation_name() {
         headers.insert(INVOCATION, header_value(invocation));
@@ -202,7 +214,64 @@ fn wishes(headers: &HeaderMap) -> Result<Wishes<'_>, Problem> {
         Some(Ok(text)) if denizen_wire::ReplyHead::accepts(text) => text,
         Some(_) => return Err(bad("Content-Type must be at most 1024 bytes of visible ASCII")),
     };
-    Ok(Wishes { create, deadline, durability, content_type })
+    Ok(Wishes { create, deadline, durability, content_type, key: key(headers)? })
+}
+
+/// The idempotency key: a string of RFC 9651, as the draft wants it, or the bare text that many clients send.
+///
+/// # Errors
+/// `bad-header`.
+fn key(headers: &HeaderMap) -> Result<Option<Cow<'_, str>>, Problem> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let bad = |why: &str| Problem::new(Kind::BadHeader, format!("Idempotency-Key {why}"));
+    if values.next().is_some() {
+        return Err(bad("is there twice"));
+    }
+    let text = value.to_str().map_err(|_| bad("has a byte that is no visible ASCII"))?.trim();
+    let key = match text.strip_prefix('"') {
+        Some(rest) => quoted(rest).map_err(bad)?,
+        None if text.bytes().any(|byte| matches!(byte, b' ' | b'\t' | b'"' | b'\\' | b',' | b';')) => {
+            return Err(bad("with blanks, quotes, commas or semicolons must be a string in double quotes"));
+        }
+        None => Cow::Borrowed(text),
+    };
+    if key.is_empty() || key.len() > MAX_IDEMPOTENCY_KEY {
+        return Err(bad("must have 1 to 128 bytes"));
+    }
+    Ok(Some(key))
+}
+
+/// The string of a header behind its first quote. Parameters have no meaning here, and are passed over.
+fn quoted(rest: &str) -> Result<Cow<'_, str>, &'static str> {
+    let mut escaped = false;
+    let is_end = |character| {
+        let ends = character == '"' && !escaped;
+        escaped = character == '\\' && !escaped;
+        ends
+    };
+    let (inside, behind) =
+        rest.find(is_end).map(|end| rest.split_at(end)).ok_or("is a string without its closing quote")?;
+    let behind = behind.get(1..).unwrap_or_default().trim_start();
+    if !behind.is_empty() && !behind.starts_with(';') {
+        return Err("has something behind its closing quote");
+    }
+    if !inside.contains('\\') {
+        return Ok(Cow::Borrowed(inside));
+    }
+    let mut text = String::with_capacity(inside.len());
+    let mut characters = inside.chars();
+    while let Some(character) = characters.next() {
+        match (character, characters.clone().next()) {
+            ('\\', Some(next @ ('"' | '\\'))) => {
+                text.push(next);
+                characters.next();
+            }
+            ('\\', _) => return Err("has a backslash before something else than a quote or a backslash"),
+            (other, _) => text.push(other),
+        }
+    }
+    Ok(Cow::Owned(text))
 }
 
 /// The caller's own deadline.
@@ -275,6 +344,51 @@ mod tests {
         let headers = headers(&[("denizen-deadline-ms", " 250"), ("denizen-create", "Never")]);
         let good = wishes(&headers).ok().unwrap();
         assert_eq!((good.deadline, good.create), (Some(Duration::from_millis(250)), Some(Create::Never)));
+    }
+
+    #[test]
+    fn keys_are_strings_or_bare_and_nothing_else() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(text).unwrap());
+            key(&headers).map(|key| key.unwrap().into_owned()).map_err(|problem| {
+                assert_eq!(problem.kind(), Kind::BadHeader);
+                problem.to_string()
+            })
+        };
+        let long = "k".repeat(MAX_IDEMPOTENCY_KEY);
+        for (text, key) in [
+            ("\"8e03978e-40d5\"", "8e03978e-40d5"),
+            (" \"a b\" ", "a b"),
+            ("8e03978e-40d5", "8e03978e-40d5"),
+            ("aGVsbG8+/w==", "aGVsbG8+/w=="),
+            ("\"say \\\"hi\\\" \\\\\"", "say \"hi\" \\"),
+            ("\"a\";version=2", "a"),
+            ("\"a;b\" ; c", "a;b"),
+            (long.as_str(), long.as_str()),
+        ] {
+            assert_eq!(read(text).as_deref(), Ok(key), "{text}");
+        }
+        let longer = format!("{long}k");
+        for text in [
+            "",
+            "\"\"",
+            "\"a",
+            "\"a\\\"",
+            "\"a\" b",
+            "\"a\", \"b\"",
+            "a,b",
+            "a b",
+            "a\"b",
+            "\"a\\b\"",
+            longer.as_str(),
+        ] {
+            assert!(read(text).is_err_and(|why| why.contains("Idempotency-Key")), "{text}");
+        }
+        let twice = headers(&[("idempotency-key", "a"), ("idempotency-key", "a")]);
+        assert!(key(&twice).is_err());
+        assert_eq!(key(&HeaderMap::new()), Ok(None));
+        assert_eq!(MAX_IDEMPOTENCY_KEY, denizen_protocol::limits::MAX_IDEMPOTENCY_KEY);
     }
 
     #[test]

@@ -59,6 +59,13 @@ pub(super) async fn control(
         }
         (Route::Export(object), _) => state::state(home, object.clone(), Ask::Export, headers, body).await,
         (Route::Import(object), _) => state::state(home, object.clone(), Ask::Import, headers, body).await,
+        (Route::Files(object), _) => state::state(home, object.clone(), Ask::Files, headers, body).await,
+        (Route::File(object, path), _) => {
+            state::state(home, object.clone(), Ask::File(path.clone()), headers, body).await
+        }
+        (Route::FilesArchive(object), _) => {
+            state::state(home, object.clone(), Ask::FilesArchive, headers, body).await
+        }
         (Route::Commit(object, commit), _) => {
             state::commit(home, object.clone(), *commit, query, headers).await
         }
@@ -76,7 +83,16 @@ pub(super) async fn control(
 
 /// Everything that changes something, and what functions have stored or printed.
 fn needs_token(route: &Route<'_>, method: &Method) -> bool {
-    let shows = matches!(route, Route::Logs | Route::State(_) | Route::Key(..) | Route::Export(_));
+    let shows = matches!(
+        route,
+        Route::Logs
+            | Route::State(_)
+            | Route::Key(..)
+            | Route::Export(_)
+            | Route::Files(_)
+            | Route::File(..)
+            | Route::FilesArchive(_)
+    );
     shows || method != Method::GET
 }
 

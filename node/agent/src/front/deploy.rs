@@ -50,6 +50,7 @@ pub(super) async fn deploy(
         types: vec![],
         state: StateSummary::default(),
         recovery: None,
+        connections: false,
     };
     let untried = Deployed::new(image.id, image.manifest.clone(), manifest_json, unknown);
     let tried = match probe(&home.node, app, &untried).await {
@@ -227,6 +228,8 @@ async fn switch_here(
     let (name, image) = (name.clone(), Arc::clone(image));
     let change = move |home: Rc<Home>| async move {
         let app = home.deploy(&name, Arc::clone(&image));
+        // Each executor: until here it may have had the old one loaded.
+        home.node.pool.replaced(&name);
         move_all(&home, &app.processes(), &image).await
     };
     Ok(home.everywhere(change).await?.into_iter().sum())

@@ -1,6 +1,7 @@
 //! Processes through the control interface. What the scheduler has on record is joined with what their homes see now.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use denizen_sched::{Create, Phase, ProcessRecord};
 use hyper::{Response, StatusCode};
@@ -8,22 +9,32 @@ use serde_json::{Value, json};
 
 use super::body::FrontBody;
 use super::{Answer, json_answer};
+use crate::executor;
 use crate::home::{App, Home};
 use crate::problem::{Kind, Problem};
 use crate::process::{Process, Stage, refused_claim};
+
+/// How long sandboxes may take to say how many calls they have had.
+const CENSUS_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a home sees of a process.
 struct Live {
     app: String,
     process: String,
-    phase: Phase,
+    /// `None` where the record knows best: the process rests.
+    phase: Option<Phase>,
     sandbox: Option<Sandbox>,
+    /// Connections that its sandbox has, and that are at rest.
+    given: usize,
+    parked: usize,
 }
 
 struct Sandbox {
     pid: u32,
     idle_ms: Option<u64>,
     invocations: u64,
+    /// Calls on connections that it was given, as it last said.
+    direct_calls: u64,
     commit: u64,
     durable: u64,
     state_bytes: u64,
@@ -32,27 +43,28 @@ struct Sandbox {
 }
 
 impl Live {
-    /// `None` where the record knows best: the process rests.
-    fn of(process: &Process) -> Option<Live> {
+    fn of(process: &Process) -> Live {
         let (phase, active) = match process.stage() {
-            Stage::Active(active) => (Phase::Active, Some(active)),
-            Stage::Draining(active) => (Phase::Draining, Some(active)),
-            Stage::Starting => (Phase::Starting, None),
-            Stage::Resting | Stage::Deleted => return None,
+            Stage::Active(active) => (Some(Phase::Active), Some(active)),
+            Stage::Draining(active) => (Some(Phase::Draining), Some(active)),
+            Stage::Starting => (Some(Phase::Starting), None),
+            Stage::Resting | Stage::Deleted => (None, None),
         };
         let sandbox = active.map(|active| Sandbox {
             pid: active.life.pid(),
             idle_ms: (active.in_flight() == 0)
                 .then(|| u64::try_from(active.quiet_since().elapsed().as_millis()).unwrap_or(u64::MAX)),
             invocations: active.invocations(),
+            direct_calls: active.direct_calls(),
             commit: active.commit(),
             durable: active.durable(),
             state_bytes: active.state_bytes(),
             epoch: active.epoch.get(),
             image: active.image.id.to_string(),
         });
+        let (given, parked) = process.connections();
         let (app, process) = (process.app.name.to_string(), process.name.to_string());
-        Some(Live { app, process, phase, sandbox })
+        Live { app, process, phase, sandbox, given, parked }
     }
 }
 
@@ -70,20 +82,24 @@ fn document(home: &Home, record: ProcessRecord, live: Option<Live>) -> Value {
         "pid": null,
         "idle_ms": null,
         "invocations": 0,
+        "direct_calls": 0,
+        "connections": { "given": live.as_ref().map_or(0, |live| live.given), "parked": live.as_ref().map_or(0, |live| live.parked) },
         "isolation": isolation(home),
     });
     let Some(fields) = document.as_object_mut() else { return document };
-    let Some(live) = live else {
+    let Some((phase, sandbox)) = live.and_then(|live| Some((live.phase?, live.sandbox))) else {
         if let Some(failure) = record.failure {
             fields.insert("failure".to_owned(), failure);
         }
         return document;
     };
-    fields.insert("phase".to_owned(), json!(live.phase));
-    if let Some(sandbox) = live.sandbox {
-        let Sandbox { pid, idle_ms, invocations, commit, durable, state_bytes, epoch, image } = sandbox;
+    fields.insert("phase".to_owned(), json!(phase));
+    if let Some(sandbox) = sandbox {
+        let Sandbox { pid, idle_ms, invocations, direct_calls, commit, durable, state_bytes, epoch, image } =
+            sandbox;
         let seen = json!({
-            "pid": pid, "idle_ms": idle_ms, "invocations": invocations, "commit": commit, "epoch": epoch, "image": image,
+            "pid": pid, "idle_ms": idle_ms, "invocations": invocations + direct_calls, "direct_calls": direct_calls,
+            "commit": commit, "epoch": epoch, "image": image,
             "durable": durable, "state_bytes": state_bytes,
         });
         fields.extend(seen.as_object().cloned().unwrap_or_default());
@@ -115,14 +131,31 @@ fn isolation(home: &Home) -> Value {
     json!({"active": names(true), "missing": names(false)})
 }
 
+/// Has sandboxes say how many calls they have had that the agent did not see: all at a time. Whoever is late keeps its last number.
+async fn take_census(processes: &[Rc<Process>]) {
+    let callers = |process: &Rc<Process>| process.serving().filter(|active| active.has_callers());
+    let asked: Vec<_> =
+        processes.iter().filter_map(callers).map(|active| (active.ask_census(), active)).collect();
+    let answers = async {
+        for (question, active) in &asked {
+            if let Some(direct) = &active.direct {
+                let _ = direct.answer(*question, CENSUS_LIMIT).await;
+            }
+        }
+    };
+    executor::within(CENSUS_LIMIT, answers).await;
+}
+
 /// All processes, or those of one application.
 pub(super) async fn list(home: &Rc<Home>, app: Option<&str>) -> Result<Value, Problem> {
     let name = app.map(|app| home.app(app)).transpose()?.map(|app| app.name.clone());
     let records = home.node.scheduler.list(name.clone()).await.map_err(|error| refused_claim(&error))?;
     let look = move |home: Rc<Home>| async move {
         let ours = |app: &Rc<App>| name.as_ref().is_none_or(|name| *name == app.name);
-        let apps = home.apps().into_iter().filter(ours);
-        apps.flat_map(|app| app.processes()).filter_map(|process| Live::of(&process)).collect::<Vec<_>>()
+        let processes: Vec<_> =
+            home.apps().into_iter().filter(ours).flat_map(|app| app.processes()).collect();
+        take_census(&processes).await;
+        processes.iter().map(|process| Live::of(process)).collect::<Vec<_>>()
     };
     let mut live: std::collections::HashMap<_, _> = home
         .everywhere(look)
@@ -147,7 +180,11 @@ pub(super) async fn one(home: &Rc<Home>, app: &str, process: &str) -> Result<Val
     let record = record.map_err(|error| refused_claim(&error).process(process))?;
     let executor = home.node.home_of(app, process);
     let (app, process) = (app.to_owned(), process.to_owned());
-    let look = move |home: Rc<Home>| async move { Live::of(&*home.app(&app).ok()?.known(&process)?) };
+    let look = move |home: Rc<Home>| async move {
+        let process = home.app(&app).ok()?.known(&process)?;
+        take_census(&[Rc::clone(&process)]).await;
+        Some(Live::of(&process))
+    };
     let live = home.on(executor, look).await?;
     Ok(document(home, record, live))
 }

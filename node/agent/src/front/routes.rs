@@ -42,6 +42,10 @@ pub(crate) enum Route<'a> {
     Key(Object<'a>, Vec<u8>),
     Export(Object<'a>),
     Import(Object<'a>),
+    Files(Object<'a>),
+    /// A captured file, by its path below `/state`.
+    File(Object<'a>, Vec<u8>),
+    FilesArchive(Object<'a>),
     Commit(Object<'a>, u64),
     Logs,
     Shutdown,
@@ -109,6 +113,11 @@ pub(crate) fn parse(path: &str) -> Result<Route<'_>, Problem> {
         }
         ["apps", app, "processes", process, "export"] => Route::Export((name(app)?, name(process)?)),
         ["apps", app, "processes", process, "import"] => Route::Import((name(app)?, name(process)?)),
+        ["apps", app, "processes", process, "files"] => Route::Files((name(app)?, name(process)?)),
+        ["apps", app, "processes", process, "files", encoded] => {
+            Route::File((name(app)?, name(process)?), file_path(encoded)?)
+        }
+        ["apps", app, "processes", process, "files.tar"] => Route::FilesArchive((name(app)?, name(process)?)),
         ["apps", app, "processes", process, "commits", number] => {
             Route::Commit((name(app)?, name(process)?), commit(number)?)
         }
@@ -148,6 +157,18 @@ fn key(encoded: &str) -> Result<Vec<u8>, Problem> {
         return Err(bad(&format!("has {} bytes: 1 to {MAX_KEY} are allowed", key.len())));
     }
     Ok(key)
+}
+
+/// The path of a file below `/state`, percent-encoded with its slashes.
+///
+/// # Errors
+/// `bad-request`.
+fn file_path(encoded: &str) -> Result<Vec<u8>, Problem> {
+    let bad = || {
+        let text = format!("{} is no path of a file, percent-encoded, `/` too", shown(encoded));
+        Problem::new(Kind::BadRequest, text)
+    };
+    decode_bytes(encoded).filter(|path| denizen_engine::is_file_path(path)).ok_or_else(bad)
 }
 
 /// # Errors
@@ -269,6 +290,9 @@ mod tests {
             ("/v1/apps/a/processes/p/state/a%2Fb%00%FF", Route::Key((a(), p()), b"a/b\0\xFF".to_vec())),
             ("/v1/apps/a/processes/p/export", Route::Export((a(), p()))),
             ("/v1/apps/a/processes/p/import", Route::Import((a(), p()))),
+            ("/v1/apps/a/processes/p/files", Route::Files((a(), p()))),
+            ("/v1/apps/a/processes/p/files/b%2Fc%FF", Route::File((a(), p()), b"b/c\xFF".to_vec())),
+            ("/v1/apps/a/processes/p/files.tar", Route::FilesArchive((a(), p()))),
             ("/v1/apps/a/processes/p/commits/7", Route::Commit((a(), p()), 7)),
             ("/v1/logs", Route::Logs),
             ("/v1/shutdown", Route::Shutdown),
@@ -313,9 +337,19 @@ mod tests {
     #[test]
     fn keys_and_commits_are_checked() {
         let long = "x".repeat(1025);
-        for end in
-            ["state/", "state/%", "state/%4", "commits/", "commits/-1", "commits/x", &format!("state/{long}")]
-        {
+        for end in [
+            "state/",
+            "state/%",
+            "state/%4",
+            "commits/",
+            "commits/-1",
+            "commits/x",
+            &format!("state/{long}"),
+            "files/",
+            "files/..%2Fx",
+            "files/%2Fx",
+            "files/%",
+        ] {
             assert_eq!(refused(&format!("/v1/apps/a/processes/p/{end}")), Kind::BadRequest, "{end}");
         }
         assert!(parse(&format!("/v1/apps/a/processes/p/state/{}", &long[1..])).is_ok());

@@ -1,5 +1,5 @@
-//! State through the control interface: objects listed, read, put and deleted, whole states exported and imported, and waiting for a
-//! commit to be durable.
+//! State through the control interface: objects listed, read, put and deleted, whole states exported and imported, captured files read,
+//! and waiting for a commit to be durable.
 
 use std::rc::Rc;
 
@@ -27,15 +27,19 @@ enum Shape {
     Json,
     Value,
     Archive,
+    File,
+    Tar,
     Nothing,
 }
 
 impl Shape {
     fn of(ask: &Ask) -> Shape {
         match ask {
-            Ask::List(_) | Ask::Import => Shape::Json,
+            Ask::List(_) | Ask::Import | Ask::Files => Shape::Json,
             Ask::Get(_) => Shape::Value,
             Ask::Export => Shape::Archive,
+            Ask::File(_) => Shape::File,
+            Ask::FilesArchive => Shape::Tar,
             Ask::Put(..) | Ask::Delete(_) => Shape::Nothing,
         }
     }
@@ -152,8 +156,9 @@ fn answer(process: &Process, told: Told, shape: Shape) -> Result<Answer, Problem
     let headers = answer.headers_mut();
     let content_type = match shape {
         Shape::Json => Some("application/json"),
-        Shape::Value => Some("application/octet-stream"),
+        Shape::Value | Shape::File => Some("application/octet-stream"),
         Shape::Archive => Some("application/vnd.denizen.state-archive"),
+        Shape::Tar => Some("application/x-tar"),
         Shape::Nothing => None,
     };
     match content_type {

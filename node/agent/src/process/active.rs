@@ -6,24 +6,32 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use denizen_sandbox::Life;
 use denizen_sched::Epoch;
-use denizen_wire::{CancelReason, Durability, FailKind, Failure, Frame, Header, Kind, ReplyHead};
+use denizen_wire::{
+    CancelReason, DrainCause, Durability, FailKind, Failure, Frame, Header, Kind, LastCapture, ReplyHead,
+    direct_name, is_direct,
+};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 
+use crate::data;
 use crate::deployed::Deployed;
 use crate::executor;
 use crate::local::Changes;
 use crate::logs::{Log, Stream};
-use crate::problem::{Kind as ProblemKind, Problem};
+use crate::problem::{Blame, Kind as ProblemKind, Problem};
+use crate::process::direct::{Census, Direct};
 use crate::process::end::{Death, Killing};
 use crate::process::failure::problem_of;
 use crate::process::invocation::{Broken, Head, Invocation, RestsOn, Wanted};
+use crate::process::keep::Keeping;
+use crate::process::lasting::Lasting;
 use crate::process::link::Link;
 use crate::process::output::Output;
 use crate::process::segments::Segments;
@@ -53,6 +61,11 @@ pub(crate) struct Active {
     /// Live bytes, as it last said.
     state_bytes: Cell<u64>,
     pub(crate) segments: Rc<Segments>,
+    pub(crate) lasting: Lasting,
+    /// What was durable when it began.
+    durable_at_first: u64,
+    /// What it was given, if it takes connections.
+    pub(crate) direct: Option<Direct>,
     invocations: Cell<u64>,
     quiet_since: Cell<Instant>,
     /// When deadlines are looked at next.
@@ -61,8 +74,9 @@ pub(crate) struct Active {
     pub(crate) killing: RefCell<Option<Killing>>,
     /// The sandbox was asked to finish what it has, and to begin nothing more.
     asked_to_drain: Cell<bool>,
-    /// It did.
-    drained: Cell<bool>,
+    /// It did, and says what became of its files.
+    drained: Cell<Option<LastCapture>>,
+    pub(crate) keeping: Keeping,
     /// It said that the disk failed under its state.
     pub(crate) state_failed: Cell<bool>,
     pub(crate) death: RefCell<Option<Death>>,
@@ -82,6 +96,8 @@ pub(crate) struct Parts {
     pub(crate) log: Arc<Log>,
     pub(crate) output: Rc<Output>,
     pub(crate) segments: Rc<Segments>,
+    /// The ring, if it takes connections.
+    pub(crate) ring: Option<OwnedFd>,
     pub(crate) commit: u64,
     pub(crate) durable: u64,
     pub(crate) state_bytes: u64,
@@ -89,8 +105,8 @@ pub(crate) struct Parts {
 
 impl Active {
     pub(crate) fn new(parts: Parts) -> Rc<Active> {
-        let Parts { image, epoch, born, link, life, log, output, segments, commit, durable, state_bytes } =
-            parts;
+        let Parts { image, epoch, born, link, life, log, output, segments, ring, commit, .. } = parts;
+        let (durable, state_bytes) = (parts.durable, parts.state_bytes);
         Rc::new(Active {
             image,
             epoch,
@@ -104,14 +120,18 @@ impl Active {
             next_id: Cell::new(1),
             commit: Cell::new(commit),
             durable: Cell::new(durable),
+            durable_at_first: durable,
+            lasting: Lasting::default(),
             segments,
+            direct: ring.map(Direct::new),
             state_bytes: Cell::new(state_bytes),
             invocations: Cell::new(0),
             quiet_since: Cell::new(Instant::now()),
             next_look: Cell::new(None),
             killing: RefCell::default(),
             asked_to_drain: Cell::new(false),
-            drained: Cell::new(false),
+            drained: Cell::new(None),
+            keeping: Keeping::default(),
             state_failed: Cell::new(false),
             death: RefCell::default(),
             changes: Changes::default(),
@@ -125,27 +145,59 @@ impl Active {
 
     /// The last commit that it reported as durable on the node.
     pub(crate) fn durable(&self) -> u64 {
-        self.durable.get()
+        // What it has synced is found again only once that is written down.
+        if self.lasting.is_reached() { self.durable.get() } else { self.durable_at_first }
     }
 
     pub(crate) fn state_bytes(&self) -> u64 {
         self.state_bytes.get()
     }
 
+    /// Calls on connections that it was given, as it last said.
+    pub(crate) fn direct_calls(&self) -> u64 {
+        self.direct.as_ref().map_or(0, |direct| direct.census().calls)
+    }
+
     pub(crate) fn invocations(&self) -> u64 {
         self.invocations.get()
     }
 
+    /// Calls that run or wait: those on connections that it was given as far as it is known.
     pub(crate) fn in_flight(&self) -> usize {
-        self.calls.borrow().len()
+        self.calls.borrow().len() + self.direct.as_ref().map_or(0, Direct::in_flight)
+    }
+
+    /// Whether others than the agent may have it run calls.
+    pub(crate) fn has_callers(&self) -> bool {
+        self.direct.as_ref().is_some_and(|direct| direct.connections() > 0)
+    }
+
+    /// Asks how busy it is with calls that others have it run. Gives the number of the question.
+    pub(crate) fn ask_census(&self) -> u64 {
+        self.link.send_header(&Header::new(Kind::AskCensus, 0));
+        self.direct.as_ref().map_or(0, Direct::ask)
+    }
+
+    /// How busy it says that it is with such calls, and whether it began any since it last said so. `None`: it does not answer, or is dead.
+    pub(crate) async fn census(&self, limit: Duration) -> Option<(Census, bool)> {
+        let Some(direct) = &self.direct else { return Some(Default::default()) };
+        let before = direct.census().calls;
+        let question = self.ask_census();
+        let census = direct.answer(question, limit).await?;
+        Some((census, census.calls > before))
     }
 
     pub(crate) fn quiet_since(&self) -> Instant {
         self.quiet_since.get()
     }
 
+    /// What it did last was no call.
+    pub(crate) fn be_quiet_since(&self, since: Instant) {
+        self.quiet_since.set(since);
+    }
+
     pub(crate) fn has_drained(&self) -> bool {
-        self.drained.get()
+        self.drained.get().is_some()
     }
 
     /// Whether it takes no new calls because it is dead or dying.
@@ -159,10 +211,14 @@ impl Active {
     }
 
     /// The problem of a sandbox that is dead and may have taken files with it that were in no capture: it has `/state`, and never said that
-    /// it kept what is there. Objects need no such word: each commit is in the log, which outlives the sandbox however it ends.
+    /// it kept what is there, or said that it could not. Objects need no such word: each commit is in the log, which outlives the sandbox
+    /// however it ends.
     pub(crate) fn lost_files(&self) -> Option<Problem> {
-        if self.has_drained() || self.image.files_bytes() == 0 {
+        if self.image.files_bytes() == 0 {
             return None;
+        }
+        if let Some(last) = self.drained.get() {
+            return lost_at_the_end(last);
         }
         let text = "the sandbox ended before it kept what had changed in /state: that is lost, and what was captured before is kept";
         let lost = Problem::new(ProblemKind::FilesLost, text);
@@ -175,7 +231,13 @@ impl Active {
 
     /// The latest deadline of what runs.
     pub(crate) fn last_deadline(&self) -> Option<Instant> {
-        self.calls.borrow().values().map(|call| call.deadline).max()
+        let direct = self.direct.as_ref().and_then(Direct::last_deadline);
+        self.calls.borrow().values().map(|call| call.deadline).chain(direct).max()
+    }
+
+    /// Whether it was asked to end.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.asked_to_drain.get()
     }
 
     /// Begins an invocation, before its frame is sent.
@@ -207,9 +269,9 @@ impl Active {
     }
 
     /// Asks the sandbox to finish what it has, to begin nothing more, and to end.
-    pub(crate) fn drain(&self) {
+    pub(crate) fn drain(&self, cause: DrainCause) {
         self.asked_to_drain.set(true);
-        self.link.send_header(&Header::new(Kind::Drain, 0));
+        self.link.send_header(&Header { code: cause as u16, ..Header::new(Kind::Drain, 0) });
     }
 
     /// Ends the sandbox at once. The first reason counts.
@@ -252,11 +314,54 @@ impl Active {
             // An end that was not asked for is no orderly one, whatever the sandbox calls it.
             Kind::Drained if !self.asked_to_drain.get() => Err("it drained and was not asked to".to_owned()),
             Kind::Drained => {
-                self.hear_commit(header.c, Durability::reached(header.b));
-                self.drained.set(true);
+                self.hear_commit(header.c, Durability::reached(header.b))?;
+                self.drained.set(Some(LastCapture::from_number(header.a)));
+                Ok(())
+            }
+            other => match &self.direct {
+                Some(direct) => self.about_callers(direct, frame),
+                None => Err(format!("a {other:?} frame came when it could not")),
+            },
+        }
+    }
+
+    /// Takes a frame that is about connections that it was given, or calls on them.
+    fn about_callers(self: &Rc<Active>, direct: &Direct, frame: &Frame<'_>) -> Result<(), Broken> {
+        let header = &frame.header;
+        match header.kind {
+            Kind::CallerDone => {
+                data::done(self, direct.done(header)?);
+                self.quiet_if_idle();
+                Ok(())
+            }
+            Kind::CallerParked if !self.asked_to_drain.get() => {
+                Err("it gave a connection back and was not asked to".to_owned())
+            }
+            Kind::CallerParked => direct.take_back(frame),
+            Kind::Census => {
+                if direct.hear_census(header)? {
+                    self.quiet_since.set(Instant::now());
+                }
+                Ok(())
+            }
+            Kind::Overrun => {
+                let deadline = direct.overran(header, self.image.longest_deadline())?;
+                self.look_by(deadline);
+                Ok(())
+            }
+            Kind::Finished => {
+                direct.finished(header)?;
+                self.quiet_if_idle();
                 Ok(())
             }
             other => Err(format!("a {other:?} frame came when it could not")),
+        }
+    }
+
+    /// What it does not see the agent counts from here on.
+    pub(crate) fn quiet_if_idle(&self) {
+        if self.in_flight() == 0 {
+            self.quiet_since.set(Instant::now());
         }
     }
 
@@ -285,8 +390,9 @@ impl Active {
         if header.c < commit {
             return Err(format!("commit {commit} was asked for, and it answers for {}", header.c));
         }
-        self.hear_commit(header.c, level);
-        let head = Head { content_type: None, commit: header.c, durability: level, whole: None };
+        self.hear_commit(header.c, level)?;
+        let head =
+            Head { content_type: None, commit: header.c, durability: level, replayed: false, whole: None };
         call.begin_reply(head, Bytes::new(), true)?;
         self.over(&call);
         Ok(())
@@ -298,7 +404,8 @@ impl Active {
         let (head, part) = ReplyHead::decode(frame.payload).map_err(|error| error.to_string())?;
         let content_type = self.content_type(head.content_type)?;
         let durability = self.reached(header, &call)?;
-        let head = Head { content_type, commit: header.c, durability, whole: None };
+        let replayed = header.is_replayed();
+        let head = Head { content_type, commit: header.c, durability, replayed, whole: None };
         // First this: a call that is off the table is not told when its sandbox ends for a reply that cannot be.
         call.begin_reply(head, Bytes::copy_from_slice(part), header.is_end())?;
         if header.is_end() {
@@ -345,11 +452,15 @@ impl Active {
 
     fn log_line(&self, frame: &Frame<'_>) -> Result<(), Broken> {
         let header = &frame.header;
-        let call = if header.id == 0 { None } else { self.call(header.id)? };
+        let name = match header.id {
+            0 => None,
+            id if is_direct(id) && self.direct.is_some() => Some(direct_name(self.epoch.get(), id).into()),
+            id => self.call(id)?.map(|call| Arc::clone(&call.name)),
+        };
         let level =
             ["ERROR ", "WARN ", "", "DEBUG "].get(usize::from(header.code)).copied().unwrap_or_default();
         let text = String::from_utf8_lossy(frame.payload);
-        self.log.add(Stream::Log, call.map(|call| Arc::clone(&call.name)), format!("{level}{text}"));
+        self.log.add(Stream::Log, name, format!("{level}{text}"));
         Ok(())
     }
 
@@ -367,18 +478,27 @@ impl Active {
             .call(header.id)?
             .ok_or_else(|| format!("invocation {} has ended and replies again", header.id))?;
         let says_commit = header.kind != Kind::ReplyData || header.is_end();
-        if says_commit && header.c < call.base_commit {
+        if header.is_replayed() {
+            if !call.is_keyed() {
+                return Err(format!(
+                    "invocation {} has no idempotency key, and a reply is remembered",
+                    call.id
+                ));
+            }
+            call.replays();
+        }
+        if says_commit && header.c < call.base_commit && !call.is_replayed() {
             return Err(format!("commit {} came after commit {}", header.c, call.base_commit));
         }
         if says_commit {
-            self.hear_commit(header.c, Durability::Process);
+            self.hear_commit(header.c, Durability::Process)?;
         }
         Ok(call)
     }
 
     /// How durable a reply is: at its end no less than was asked for. Before, what it will be then.
     fn reached(&self, header: &Header, call: &Invocation) -> Result<Durability, Broken> {
-        let Wanted::Reply(wanted) = call.wanted else {
+        let Wanted::Reply { level: wanted, .. } = call.wanted else {
             return Err(format!("invocation {} is no call, and replies", call.id));
         };
         if !header.is_end() {
@@ -391,25 +511,27 @@ impl Active {
                 call.id
             ));
         }
-        self.hear_commit(header.c, reached);
-        Ok(reached)
+        self.hear_commit(header.c, reached)?;
+        // More than was asked for is said once it is true.
+        Ok(if self.lasting.is_reached() { reached } else { reached.min(wanted) })
     }
 
-    fn hear_commit(&self, commit: u64, level: Durability) {
+    /// # Errors
+    /// There can be no such commit.
+    fn hear_commit(&self, commit: u64, level: Durability) -> Result<(), Broken> {
+        self.segments.can_have(commit)?;
         self.commit.set(self.commit.get().max(commit));
         if level >= Durability::Node {
             self.durable.set(self.durable.get().max(commit));
         }
+        Ok(())
     }
 
     /// The sandbox has said its last word on a call.
     fn over(&self, call: &Invocation) {
         self.output.call_ends(&call.name);
-        let mut calls = self.calls.borrow_mut();
-        calls.remove(&call.id);
-        if calls.is_empty() {
-            self.quiet_since.set(Instant::now());
-        }
+        self.calls.borrow_mut().remove(&call.id);
+        self.quiet_if_idle();
     }
 
     fn content_type(&self, text: &str) -> Result<Option<HeaderValue>, Broken> {
@@ -437,8 +559,8 @@ impl Active {
     /// Cancels what is late and ends the sandbox if it does not listen. When to look again.
     fn enforce(&self, now: Instant) -> Option<Instant> {
         let calls: Vec<_> = self.calls.borrow().values().map(Rc::clone).collect();
-        let mut next: Option<Instant> = None;
-        let mut deaf = Vec::new();
+        let (mut deaf, mut next) =
+            self.direct.as_ref().map(|direct| direct.late(now, GRACE)).unwrap_or_default();
         for call in calls {
             if call.cancelled.get().is_none() && now >= call.deadline {
                 self.cancel(&call, CancelReason::Deadline);
@@ -458,6 +580,21 @@ impl Active {
             return None;
         }
         next
+    }
+}
+
+/// What an orderly end says that was no end of its files.
+fn lost_at_the_end(last: LastCapture) -> Option<Problem> {
+    let text = "what had changed in /state could not be captured at the end: that is lost, and what was captured before is kept";
+    let lost = Problem::new(ProblemKind::FilesLost, text);
+    match last {
+        LastCapture::Kept => None,
+        LastCapture::NoRoom => Some(lost.cause("the node has no room for it").remedy("Free some space in the node's directory")),
+        LastCapture::Refused => Some(
+            lost.blame(Blame::Function)
+                .cause("the state has no room for it, or a file cannot be read: the process's log says which")
+                .remedy("Delete objects or files, or raise `limits.state` in denizen.toml; then make the files anew"),
+        ),
     }
 }
 

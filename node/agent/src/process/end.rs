@@ -1,12 +1,15 @@
 //! The end of a sandbox: made certain, explained, and told to every call that it took along.
 
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
 use denizen_sandbox::{Demise, ExitCause, Life};
 use denizen_wire::{Frame, FrameReader, Kind as FrameKind};
 use futures_channel::oneshot;
+use futures_lite::future;
 
+use crate::data;
 use crate::executor::{self, ControlReader, Pace};
 use crate::problem::{Kind, Problem, Retry};
 use crate::process::active::Active;
@@ -34,6 +37,10 @@ pub(crate) enum Killing {
     Misbehaved(String),
     /// The process was to stop, and its sandbox did not.
     Stopping,
+    /// It did not take a connection.
+    Stuck(String),
+    /// What is to be written down about it could not be.
+    Unwritten(Kind, String),
 }
 
 /// How a sandbox ended.
@@ -58,7 +65,8 @@ pub(crate) fn is_fault(exit: Option<ExitCause>) -> bool {
 /// Reads what a sandbox sends until it ends, then mourns it.
 pub(crate) async fn attend(active: Rc<Active>, mut reader: ControlReader, mut frames: FrameReader) {
     let _told = Told(Rc::clone(&active));
-    match obey(&active, &mut reader, &mut frames).await {
+    let mut exit = Exit::of(&active.life);
+    match obey(&active, &mut reader, &mut frames, &mut exit).await {
         Err(broken) => active.kill(Killing::Misbehaved(broken)),
         // A dying sandbox closes its connection a moment before it is dead. One that lives on has cut itself off.
         Ok(()) if exit_within(LAST_MOMENT, &active.life).await.is_none() => {
@@ -71,8 +79,46 @@ pub(crate) async fn attend(active: Rc<Active>, mut reader: ControlReader, mut fr
     active.output.finish();
     let demise = active.life.last_words().read();
     let death = explain(&active, exit, demise.as_ref());
+    let orderly = death.confirmed && active.has_drained() && active.killing.borrow().is_none();
     *active.death.borrow_mut() = Some(death);
+    if let Some(direct) = &active.direct {
+        data::left(direct.end(orderly));
+    }
     active.changes.announce();
+}
+
+/// The moment of a sandbox's death, for who reads from it: while the agent has a descriptor of its ring, its connection does not end with
+/// it.
+pub(crate) struct Exit {
+    told: oneshot::Receiver<ExitCause>,
+    is_dead: bool,
+}
+
+impl Exit {
+    pub(crate) fn of(life: &Life) -> Exit {
+        let (tell, told) = oneshot::channel();
+        life.on_exit(move |exit| {
+            let _ = tell.send(exit);
+        });
+        Exit { told, is_dead: false }
+    }
+
+    /// Reads what the sandbox sends, at least a byte; 0 once it is dead, or has closed the connection, and everything is read.
+    pub(crate) async fn read(&mut self, reader: &mut ControlReader, to: &mut [u8]) -> io::Result<usize> {
+        if !self.is_dead {
+            let read = async { Some(reader.read(to).await) };
+            let dead = async {
+                // Told, or nobody is left to tell.
+                let _ = (&mut self.told).await;
+                None
+            };
+            if let Some(read) = future::or(read, dead).await {
+                return read;
+            }
+            self.is_dead = true;
+        }
+        Ok(reader.read_left(to))
+    }
 }
 
 /// Should the attendant itself panic, nobody waits in vain: the calls fail, and the process is not started again beside a sandbox
@@ -91,6 +137,9 @@ impl Drop for Told {
         for call in active.take_calls() {
             call.fail(problem.clone());
         }
+        if let Some(direct) = &active.direct {
+            data::left(direct.end(false));
+        }
         *active.death.borrow_mut() = Some(Death { problem: Some(problem), confirmed: false, suspect: true });
         active.changes.announce();
     }
@@ -101,6 +150,7 @@ async fn obey(
     active: &Rc<Active>,
     reader: &mut ControlReader,
     frames: &mut FrameReader,
+    exit: &mut Exit,
 ) -> Result<(), String> {
     let mut pace = Pace::new(STEPS_IN_A_ROW);
     loop {
@@ -112,7 +162,7 @@ async fn obey(
             active.take(&frame)?;
             continue;
         }
-        match pace.wait(reader.read(frames.space())).await {
+        match pace.wait(exit.read(reader, frames.space())).await {
             // A read error is an end like any other: a killed sandbox can reset its socket.
             Ok(0) | Err(_) => return Ok(()),
             Ok(count) => frames.filled(count),
@@ -153,13 +203,15 @@ fn explain(active: &Active, exit: Option<ExitCause>, demise: Option<&Demise>) ->
     let (kind, text) = match &killing {
         Some(Killing::Deaf(_)) => (Kind::DeadlineExceeded, "a call did not stop at its deadline".to_owned()),
         Some(Killing::Misbehaved(broken)) => (Kind::SandboxMisbehaved, broken.clone()),
+        Some(Killing::Stuck(why)) => (Kind::SandboxLost, format!("the sandbox is stuck: {why}")),
+        Some(Killing::Unwritten(kind, why)) => (*kind, why.clone()),
         Some(Killing::Stopping) => {
             (Kind::SandboxLost, "the process was stopped, and this call did not end in time".to_owned())
         }
         None => verdict(exit, demise),
     };
     let errors = active.log.last_printed(QUOTED_LINES);
-    let only = calls.len() == 1;
+    let only = calls.len() == 1 && !active.has_callers();
     for call in &calls {
         let culprit = match &killing {
             Some(Killing::Deaf(ids)) => ids.contains(&call.id),

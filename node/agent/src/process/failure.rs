@@ -1,64 +1,36 @@
 //! From what a runner says went wrong to what a caller is told.
 
 use denizen_sandbox::{Demise, DemiseKind, ExitCause, Phase};
-use denizen_wire::{FailKind, Failure, LoadFailure, LoadFailureKind};
+use denizen_wire::problem::{self, Deadline, Said};
+use denizen_wire::{Failure, LoadFailure, LoadFailureKind};
 
 use crate::deployed::Deployed;
-use crate::problem::{Kind, Problem, Retry};
-use crate::process::input::size;
+use crate::problem::{Kind, Problem};
 use crate::process::invocation::Invocation;
 
 /// The problem behind a `Fail` frame.
 pub(crate) fn problem_of(failure: Failure, call: &Invocation, image: &Deployed) -> Problem {
-    let Failure { kind, message, started, committed, detail } = failure;
-    let message = short(message);
-    let (kind, detail_text) = match kind {
-        FailKind::Failed => (Kind::FunctionFailed, message),
-        FailKind::BadInput => (Kind::BadInput, message),
-        FailKind::Panicked => (Kind::FunctionPanicked, message),
-        FailKind::TypeChanged => (Kind::StateTypeChanged, message),
-        FailKind::Quota => {
-            let limit = size(image.manifest.limits.state.bytes());
-            (Kind::StateQuota, format!("{message} (the limit is {limit})"))
-        }
-        // What is too large before the function began can only be the input.
-        FailKind::TooLarge if !started => (Kind::BodyTooLarge, message),
-        FailKind::TooLarge => (Kind::ReplyTooLarge, message),
-        FailKind::Cancelled => (Kind::CallerGone, message),
-        FailKind::Deadline => (Kind::DeadlineExceeded, deadline_text(call, image)),
-        FailKind::UnknownFunction => (Kind::UnknownFunction, message),
-        FailKind::Draining | FailKind::Overloaded => (Kind::Overloaded, message),
-        FailKind::InputBroken => (Kind::BadRequest, message),
-        FailKind::StoreFull => (Kind::NoSpace, message),
-        FailKind::StoreBroken => (Kind::StateFailed, message),
-        FailKind::Conflict => (Kind::Conflict, message),
-        FailKind::NotFound => (Kind::UnknownKey, message),
-        FailKind::StateCorrupt => (Kind::ObjectDamaged, message),
-        // `Internal`, and kinds that a newer runner may have.
-        _ => (Kind::HostFault, message),
-    };
-    // A failed disk leaves open what it took in.
-    let unsure = committed || kind == Kind::StateFailed;
-    let problem = Problem::new(kind, detail_text).retry(retry(kind, unsure));
-    match detail {
-        Some(detail) => problem.with("data", detail),
+    let message = short(failure.message);
+    let limits = &image.manifest.limits;
+    let said = Said::of(Failure { message, ..failure }, deadline_of(call, image), limits.state.bytes());
+    let problem = Problem::new(said.kind, said.detail).retry(said.retry);
+    let problem = if said.replayed { problem.with("replayed", true.into()) } else { problem };
+    match said.data {
+        Some(data) => problem.with("data", data),
         None => problem,
     }
 }
 
-/// What is known about a retry of a call that ended with a `Fail` frame: its transaction was not committed.
-fn retry(kind: Kind, committed: bool) -> Retry {
-    match kind.entry().retry {
-        _ if committed => Retry::Unknown,
-        Retry::Never => Retry::Never,
-        _ => Retry::Safe,
-    }
+fn deadline_of<'a>(call: &'a Invocation, image: &Deployed) -> Deadline<'a> {
+    let limit = call.limit.get();
+    let at_most = limit.map_or(image.manifest.limits.deadline, |limit| limit.image);
+    let callers = limit.and_then(|limit| limit.caller).filter(|callers| *callers < at_most);
+    Deadline { invocation: &call.name, at_most, callers }
 }
 
 /// What a caller whose deadline passed is told.
 pub(crate) fn deadline_text(call: &Invocation, image: &Deployed) -> String {
-    let limit = image.manifest.limits.deadline;
-    format!("invocation {} was not done at its deadline (at most {limit:?} in this image)", call.name)
+    problem::deadline_text(deadline_of(call, image))
 }
 
 /// A text from a sandbox, cut: a runner keeps to this length, what took its place need not, and the scheduler stores it.
@@ -190,13 +162,5 @@ mod tests {
         assert_eq!(verdict(Some(ExitCause::Signalled(11)), None).0, Kind::SegmentationFault);
         assert_eq!(died_loading(Some(ExitCause::Signalled(31)), None).kind(), Kind::InitCrashed);
         assert_eq!(verdict(Some(ExitCause::Exited(0)), None).0, Kind::FunctionExited);
-    }
-
-    #[test]
-    fn a_call_that_committed_in_the_middle_is_not_safe_to_repeat() {
-        assert_eq!(retry(Kind::FunctionFailed, true), Retry::Unknown);
-        assert_eq!(retry(Kind::FunctionFailed, false), Retry::Safe);
-        assert_eq!(retry(Kind::DeadlineExceeded, false), Retry::Safe);
-        assert_eq!(retry(Kind::BadInput, false), Retry::Never);
     }
 }

@@ -7,9 +7,8 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use denizen_wire::{
-    Header, Kind as Frame, LENGTH_UNKNOWN, MAX_CONTENT_TYPE, MAX_FRAME_PAYLOAD, MAX_INVOCATION_ID,
-};
+use denizen_wire::problem::size;
+use denizen_wire::{Header, Kind as Frame, LENGTH_UNKNOWN, MAX_CALL_HEAD, MAX_FRAME_PAYLOAD};
 use hyper::body::{Body, Bytes, Incoming};
 
 use crate::data::FramedBody;
@@ -19,7 +18,7 @@ use crate::process::active::Active;
 use crate::process::invocation::Invocation;
 
 /// A body of at most this many bytes is waited for and sent in one frame with its call.
-const TOGETHER: usize = MAX_FRAME_PAYLOAD - MAX_CONTENT_TYPE - MAX_INVOCATION_ID - 4 - PREFIX;
+const TOGETHER: usize = MAX_FRAME_PAYLOAD - MAX_CALL_HEAD - PREFIX;
 /// What may be put before a body.
 const PREFIX: usize = 2 << 10;
 /// What is read of a body that nobody wants, so that its sender can read the answer.
@@ -148,13 +147,6 @@ pub(super) fn too_large(limit: u64) -> Problem {
         .remedy("Send less, or raise `body` under [limits] or [functions.NAME] in denizen.toml")
 }
 
-/// A number of bytes as a manifest would have it.
-pub(crate) fn size(bytes: u64) -> String {
-    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    let unit = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
-    unit.map_or_else(|| format!("{bytes} bytes"), |(unit, name)| format!("{} {name}", bytes / unit))
-}
-
 /// Streams the rest of a body to its call.
 pub(crate) fn pump(active: &Rc<Active>, call: &Rc<Invocation>, body: Source, limit: u64) {
     let (active, call) = (Rc::clone(active), Rc::clone(call));
@@ -238,18 +230,5 @@ impl Invocation {
             }
         })
         .await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_read_as_in_a_manifest() {
-        assert_eq!(size(1 << 20), "1 MiB");
-        assert_eq!(size(64 << 20), "64 MiB");
-        assert_eq!(size(1536), "1536 bytes");
-        assert_eq!(size(3 << 30), "3 GiB");
     }
 }

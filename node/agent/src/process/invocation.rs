@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use denizen_wire::{Durability, WINDOW};
 use hyper::body::Bytes;
@@ -28,10 +28,26 @@ pub(crate) type Broken = String;
 /// What is asked of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// A reply that has reached this level.
-    Reply(Durability),
+    /// A reply that has reached this level. Only one to a call with an idempotency key may be remembered.
+    Reply { level: Durability, keyed: bool },
     /// Word that a commit has.
     Durable { commit: u64, level: Durability },
+}
+
+/// How long a call may take, and who says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limit {
+    /// What the image gives it.
+    pub(crate) image: Duration,
+    /// What its caller gives it.
+    pub(crate) caller: Option<Duration>,
+}
+
+impl Limit {
+    /// The shorter.
+    pub(crate) fn time(self) -> Duration {
+        self.image.min(self.caller.unwrap_or(Duration::MAX))
+    }
 }
 
 /// A call that was sent to a sandbox.
@@ -43,6 +59,8 @@ pub(crate) struct Invocation {
     pub(crate) name: Arc<str>,
     /// When it must have ended.
     pub(crate) deadline: Instant,
+    /// Why then.
+    pub(crate) limit: Cell<Option<Limit>>,
     /// The last commit that was known when it began; no reply can rest on an earlier one.
     pub(crate) base_commit: u64,
     pub(crate) wanted: Wanted,
@@ -52,6 +70,8 @@ pub(crate) struct Invocation {
     unbegun: Cell<bool>,
     /// Nobody waits for the reply any more.
     abandoned: Cell<bool>,
+    /// Its reply is a remembered one.
+    replays: Cell<bool>,
     reply: RefCell<Reply>,
     input: RefCell<Input>,
 }
@@ -89,6 +109,8 @@ pub(crate) struct Head {
     pub(crate) commit: u64,
     /// What the commit has survived. Of a reply that is streamed, what it will have when it has come to its end.
     pub(crate) durability: Durability,
+    /// It was remembered from an earlier call with the same idempotency key.
+    pub(crate) replayed: bool,
     /// The whole body, if it came in one piece.
     pub(crate) whole: Option<Bytes>,
 }
@@ -113,14 +135,30 @@ impl Invocation {
             id,
             name,
             deadline,
+            limit: Cell::new(None),
             base_commit,
             wanted,
             cancelled: Cell::new(None),
             unbegun: Cell::new(false),
             abandoned: Cell::new(false),
+            replays: Cell::new(false),
             reply: RefCell::default(),
             input: RefCell::new(Input { credit: WINDOW, over: false, waker: None }),
         }
+    }
+
+    /// Whether it has an idempotency key.
+    pub(crate) fn is_keyed(&self) -> bool {
+        matches!(self.wanted, Wanted::Reply { keyed: true, .. })
+    }
+
+    /// The reply is remembered from an earlier call, and rests on the commit that it had then.
+    pub(crate) fn replays(&self) {
+        self.replays.set(true);
+    }
+
+    pub(crate) fn is_replayed(&self) -> bool {
+        self.replays.get()
     }
 
     /// The sandbox begins to reply. `ends` says that `part` is all of it.
@@ -344,11 +382,17 @@ mod tests {
     use crate::problem::Kind;
 
     fn invocation() -> Invocation {
-        Invocation::new(1, "1-1".into(), Instant::now(), 0, Wanted::Reply(Durability::Process))
+        Invocation::new(
+            1,
+            "1-1".into(),
+            Instant::now(),
+            0,
+            Wanted::Reply { level: Durability::Process, keyed: false },
+        )
     }
 
     fn head() -> Head {
-        Head { content_type: None, commit: 1, durability: Durability::Process, whole: None }
+        Head { content_type: None, commit: 1, durability: Durability::Process, replayed: false, whole: None }
     }
 
     fn bytes(count: usize) -> Bytes {

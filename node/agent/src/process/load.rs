@@ -17,15 +17,17 @@ use crate::deployed::Deployed;
 use crate::executor::{self, ControlReader};
 use crate::logs::{Log, Stream};
 use crate::node::Node;
-use crate::problem::{Kind, Problem};
-use crate::process::end::{is_fault, wait_exit};
+use crate::pool::Taken;
+use crate::problem::{Kind, Problem, unless_out_of_descriptors};
+use crate::process::end::{Exit, is_fault, wait_exit};
 use crate::process::failure::{died_loading, refused};
 use crate::process::files::Handed;
 use crate::process::link::{Link, hand};
 use crate::process::output::Output;
+use crate::warm::Prepared;
 
-/// How long a plugin's constructors and initialisation may take, in seconds.
-const LOAD_LIMIT_S: u64 = 10;
+/// How long a plugin's constructors and initialisation may take.
+pub(crate) const LOAD_LIMIT: Duration = Duration::from_secs(10);
 /// How long a sandbox may take to read its assignment before it counts as stuck.
 const ASSIGN_LIMIT: Duration = Duration::from_secs(5);
 /// Where a sandbox sees the plugin.
@@ -40,6 +42,7 @@ pub(crate) struct Loading {
     link: Rc<Link>,
     output: Rc<Output>,
     log: Arc<Log>,
+    prepared: Option<Prepared>,
 }
 
 /// A sandbox that is ready to serve.
@@ -52,6 +55,8 @@ pub(crate) struct Loaded {
     pub(crate) declarations: Declarations,
     /// What it said about segments before it was loaded.
     pub(crate) early: Vec<Header>,
+    /// Where connections go that it is given; for who has taken it out of the sandbox to fill in.
+    pub(crate) ring: Option<OwnedFd>,
 }
 
 /// Why a plugin is not loaded.
@@ -72,6 +77,7 @@ pub(crate) fn assignment(app: &str, process: &str, epoch: u64, image: &Deployed)
         plugin: PLUGIN.to_owned(),
         limits: image.runner_limits(),
         probe: process.is_empty(),
+        prepare: false,
         lineage: String::new(),
         segments: 0,
         spares: 0,
@@ -79,7 +85,23 @@ pub(crate) fn assignment(app: &str, process: &str, epoch: u64, image: &Deployed)
         segment_max_bytes: 0,
         durable_at_least: 0,
         files_bytes: image.files_bytes(),
+        ring: false,
+        remember_ms: image.remember_ms(),
     }
+}
+
+/// Tells a sandbox that has loaded its image which process it becomes. Blocks; for a side thread.
+pub(crate) fn assign_prepared(
+    sandbox: &Sandbox,
+    mut assignment: Assignment,
+    log: &[Handed],
+    spares: &[Handed],
+) -> Result<(), Problem> {
+    // It has this, and its limits.
+    assignment.manifest = serde_json::Value::Null;
+    let longest = spares.iter().map(|spare| spare.bytes).max().unwrap_or_default();
+    sandbox.life.let_files_reach(longest).map_err(|error| unusable(&error))?;
+    send(sandbox, &assignment, log, spares)
 }
 
 /// Limits the sandbox and sends it the assignment, and the segments that it announces. Blocks; for a side thread.
@@ -90,18 +112,28 @@ pub(crate) fn assign(
     log: &[Handed],
     spares: &[Handed],
 ) -> Result<(), Problem> {
-    let unusable = |error: &(dyn std::error::Error + 'static)| {
-        let kind = Kind::SandboxUnavailable.unless_out_of_descriptors(error);
-        Problem::new(kind, "a sandbox takes no assignment").cause(error)
-    };
     let limits = Limits {
         memory_bytes: assignment.limits.memory_bytes,
         threads: assignment.limits.threads,
         cpu_percent,
     };
     sandbox.limit(&limits).map_err(|error| unusable(&error))?;
+    send(sandbox, assignment, log, spares)
+}
+
+fn send(
+    sandbox: &Sandbox,
+    assignment: &Assignment,
+    log: &[Handed],
+    spares: &[Handed],
+) -> Result<(), Problem> {
     let frame = assignment.frame().map_err(|error| unusable(&error))?;
     send_with_segments(&sandbox.control, &frame, log, spares).map_err(|error| unusable(&error))
+}
+
+fn unusable(error: &(dyn std::error::Error + 'static)) -> Problem {
+    let kind = unless_out_of_descriptors(Kind::SandboxUnavailable, error);
+    Problem::new(kind, "a sandbox takes no assignment").cause(error)
 }
 
 fn send_with_segments(
@@ -129,16 +161,23 @@ fn send_with_segments(
 }
 
 impl Loading {
-    /// Takes an assigned sandbox to this executor.
-    pub(crate) fn adopt(sandbox: Sandbox, log: &Arc<Log>) -> Result<Loading, Problem> {
+    /// Takes an assigned sandbox to this executor. Its ring is closed, unless it was taken out before.
+    pub(crate) fn adopt(taken: Taken, log: &Arc<Log>) -> Result<Loading, Problem> {
         let failed = |error: std::io::Error| {
-            let kind = Kind::SandboxUnavailable.unless_out_of_descriptors(&error);
+            let kind = unless_out_of_descriptors(Kind::SandboxUnavailable, &error);
             Problem::new(kind, "a sandbox's sockets cannot be used").cause(error)
         };
+        let Taken { sandbox, mut prepared } = taken;
+        // What it logged when nobody knew whose it would be.
+        for line in prepared.as_mut().map(|prepared| std::mem::take(&mut prepared.lines)).unwrap_or_default()
+        {
+            log.add(Stream::Log, None, line);
+        }
         let (control, stdio, life) = sandbox.into_parts();
         let (reader, writer) = executor::control_pair(control).map_err(failed)?;
         let output = Output::start(log, stdio).map_err(failed)?;
-        Ok(Loading { life: Arc::new(life), reader, link: Link::new(writer), output, log: Arc::clone(log) })
+        let (life, link, log) = (Arc::new(life), Link::new(writer), Arc::clone(log));
+        Ok(Loading { life, reader, link, output, log, prepared })
     }
 
     /// Waits until the plugin is loaded.
@@ -146,13 +185,23 @@ impl Loading {
     /// # Errors
     /// Why it is not; the sandbox is gone then.
     pub(crate) async fn ready(self) -> Result<Loaded, NotLoaded> {
-        let Loading { life, mut reader, link, output, log } = self;
-        let mut frames = FrameReader::new(Sender::Runner);
-        let limit = Duration::from_secs(LOAD_LIMIT_S);
+        let Loading { life, mut reader, link, output, log, prepared } = self;
+        let (declared, mut frames) = match prepared {
+            Some(Prepared { declarations, frames, .. }) => (Some(declarations), frames),
+            None => (None, FrameReader::new(Sender::Runner)),
+        };
         let mut suspect = false;
-        let problem = match executor::within(limit, first_words(&mut reader, &mut frames, &log)).await {
-            Some(First::Ready(declarations, early)) => {
-                return Ok(Loaded { life, reader, frames, link, output, declarations, early });
+        let words = first_words(&mut reader, &mut frames, &log, Exit::of(&life));
+        let problem = match executor::within(LOAD_LIMIT, words).await {
+            Some(First::Ready(found, early)) => {
+                // What it has declared before it does not say again.
+                let declarations = match declared {
+                    Some(Declarations { abi_version, functions, types, .. }) => {
+                        Declarations { abi_version, functions, types, ..found }
+                    }
+                    None => found,
+                };
+                return Ok(Loaded { life, reader, frames, link, output, declarations, early, ring: None });
             }
             Some(First::Refused(failure)) => {
                 // A disk that fails while the state is opened is the host's fault.
@@ -168,7 +217,7 @@ impl Loading {
             }
             None => Problem::new(
                 Kind::InitTimeout,
-                format!("the plugin was not loaded within {LOAD_LIMIT_S} seconds"),
+                format!("the plugin was not loaded within {} seconds", LOAD_LIMIT.as_secs()),
             ),
         };
         life.kill();
@@ -197,7 +246,12 @@ enum First {
     Nothing,
 }
 
-async fn first_words(reader: &mut ControlReader, frames: &mut FrameReader, log: &Log) -> First {
+async fn first_words(
+    reader: &mut ControlReader,
+    frames: &mut FrameReader,
+    log: &Log,
+    mut exit: Exit,
+) -> First {
     let mut early = Vec::new();
     loop {
         match frames.frame() {
@@ -223,7 +277,7 @@ async fn first_words(reader: &mut ControlReader, frames: &mut FrameReader, log: 
                     return First::Broken(format!("a {other:?} frame came before the plugin was loaded"));
                 }
             },
-            Ok(None) => match reader.read(frames.space()).await {
+            Ok(None) => match exit.read(reader, frames.space()).await {
                 Ok(count) if count > 0 => frames.filled(count),
                 _ => return First::Nothing,
             },
@@ -243,7 +297,8 @@ pub(crate) async fn probe(node: &Node, app: &str, image: &Deployed) -> Result<De
         node.assigning.run(move || assign(&sandbox, &assignment, cpu, &[], &[]).map(|()| sandbox)).await;
     let sandbox = assigned.map_err(|error| Problem::new(Kind::ShuttingDown, error.to_string()))??;
     let log = node.logs.unlisted(app, "");
-    let loaded = Loading::adopt(sandbox, &log)?.ready().await.map_err(|not| not.problem)?;
+    let loaded =
+        Loading::adopt(Taken { sandbox, prepared: None }, &log)?.ready().await.map_err(|not| not.problem)?;
     loaded.life.kill();
     wait_exit(&loaded.life).await;
     Ok(loaded.declarations)

@@ -7,17 +7,21 @@
 //! At most one sandbox acts for a process: a start waits until the kernel has confirmed the death of the one before.
 
 mod active;
+mod direct;
 mod end;
 mod failure;
 pub(crate) mod files;
 mod input;
 mod invocation;
+mod keep;
+mod lasting;
 mod lineage;
 mod link;
 mod load;
 mod output;
 mod reply;
 pub(crate) mod rest;
+mod room;
 mod segments;
 mod serve;
 mod start;
@@ -29,22 +33,26 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use denizen_image::Isolation;
 use denizen_sched::{Create, Epoch, ProcessName, Settled};
 use futures_channel::oneshot;
 use hyper::header::HeaderValue;
 
+use crate::data::OfProcess;
 use crate::executor;
 use crate::home::{App, Home};
-use crate::local::{Turn, Turns};
+use crate::local::Turns;
 use crate::logs::Log;
 use crate::problem::{Kind, Problem};
 use crate::process::lineage::Whose;
 use crate::side::SideThread;
 
 pub(crate) use active::Active;
+pub(crate) use direct::{Direct, Ended as DirectEnded, Left};
+pub(crate) use end::Killing;
 pub(crate) use input::{Source, broken_off, discard};
 pub(crate) use invocation::RestsOn;
-pub(crate) use load::probe;
+pub(crate) use load::{LOAD_LIMIT, assign, assignment, probe};
 pub(crate) use reply::{RemoteBody, ReplyBody};
 pub(crate) use serve::{Asked, Parts, Replied, call};
 pub(crate) use start::refused_claim;
@@ -93,6 +101,8 @@ pub(crate) struct Process {
     pub(crate) listed_free: Cell<bool>,
     /// A call that named no process is on its way to it.
     pub(crate) chosen: Cell<bool>,
+    /// Its connections that are given to its sandboxes.
+    pub(crate) bound: OfProcess,
 }
 
 /// What is known of the files under a process's state; the mark on the disk ([`files::mark`]) is what counts.
@@ -137,6 +147,7 @@ impl Process {
             suspicion: Cell::new(Suspicion::None),
             listed_free: Cell::new(false),
             chosen: Cell::new(false),
+            bound: OfProcess::default(),
         })
     }
 
@@ -161,6 +172,33 @@ impl Process {
     /// Whether nothing of it is here: no sandbox, and nobody who waits for one.
     pub(crate) fn is_at_rest(&self) -> bool {
         matches!(*self.stage.borrow(), Stage::Resting) && self.starters.borrow().is_empty()
+    }
+
+    /// Whether its next sandbox is to take connections.
+    pub(crate) fn wants_ring(&self, home: &Home) -> bool {
+        home.node.isolation_of(&self.app.image().manifest) == Isolation::Ring
+    }
+
+    /// Connections that its sandbox has, and those that are at rest.
+    pub(crate) fn connections(&self) -> (usize, usize) {
+        let given =
+            self.sandbox().and_then(|active| Some(active.direct.as_ref()?.connections())).unwrap_or(0);
+        (given, self.bound.count().saturating_sub(given))
+    }
+
+    /// Ends a connection that its sandbox has.
+    pub(crate) fn shut(&self, number: u64) {
+        if let Some(active) = self.sandbox() {
+            active.direct.as_ref().map(|direct| direct.shut(number)).unwrap_or_default();
+        }
+    }
+
+    /// The sandbox that there is, whatever it does.
+    fn sandbox(&self) -> Option<Rc<Active>> {
+        match &*self.stage.borrow() {
+            Stage::Active(active) | Stage::Draining(active) => Some(Rc::clone(active)),
+            _ => None,
+        }
     }
 
     /// The thread that copies and removes its state: always the same, so that one thing happens after the other.
@@ -202,11 +240,25 @@ impl Process {
         }
     }
 
-    /// A sandbox that takes calls; starts one where none does.
+    /// A sandbox that takes calls; starts one where none does. All that is to be written down about it is.
     ///
     /// # Errors
     /// Why there is none; `overloaded` when as many calls wait as may.
     pub(crate) async fn active(
+        self: &Rc<Process>,
+        home: &Rc<Home>,
+        create: Create,
+    ) -> Result<Rc<Active>, Problem> {
+        let active = self.active_soon(home, create).await?;
+        active.lasting.wait().await?;
+        Ok(active)
+    }
+
+    /// The same, maybe before its [`lasting::Lasting`] is reached.
+    ///
+    /// # Errors
+    /// As [`Process::active`].
+    pub(crate) async fn active_soon(
         self: &Rc<Process>,
         home: &Rc<Home>,
         create: Create,
@@ -255,14 +307,14 @@ impl Process {
     ) -> Result<T, Problem>
     where
         T: 'static,
-        F: FnOnce(Rc<Home>, Rc<Process>, Turn) -> R + 'static,
+        F: FnOnce(Rc<Home>, Rc<Process>) -> R + 'static,
         R: Future<Output = Result<T, Problem>> + 'static,
     {
         let (tell, told) = oneshot::channel();
         let (home, process) = (Rc::clone(home), Rc::clone(self));
         executor::spawn(async move {
-            let turn = process.turns.take().await;
-            let _ = tell.send(work(home, process, turn).await);
+            let _turn = process.turns.take().await;
+            let _ = tell.send(work(home, Rc::clone(&process)).await);
         });
         told.await.unwrap_or_else(|_| Err(Problem::new(Kind::HostFault, "the transition broke off")))
     }

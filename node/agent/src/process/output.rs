@@ -113,6 +113,9 @@ impl Output {
     /// The call that must have printed what comes now.
     fn speaker(&self) -> Option<Arc<str>> {
         let active = self.active.borrow().upgrade()?;
+        if active.has_callers() {
+            return None;
+        }
         match active.in_flight() {
             0 => {
                 let last = self.last_ended.borrow();

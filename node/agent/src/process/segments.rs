@@ -13,12 +13,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use denizen_engine::MAX_SEGMENT_LEN;
+use denizen_engine::offline::commits_possible;
 use denizen_wire::{Header, Kind, SegmentUse, SpareRefusal};
 
 use crate::executor;
 use crate::process::Active;
 use crate::process::end::Killing;
-use crate::process::files::{Handed, Refused, Shelf};
+use crate::process::files::{Bounds, Handed, Refused, Shelf};
 use crate::process::invocation::Broken;
 use crate::process::link::Link;
 use crate::side::SideThread;
@@ -41,6 +42,8 @@ pub(crate) struct Segments {
     /// Whom it is told.
     sandbox: RefCell<Weak<Active>>,
     present: RefCell<BTreeSet<u64>>,
+    /// The highest number that a commit can have.
+    last_commit: Cell<u64>,
     /// Bytes of the spares that it waits for.
     wanted: RefCell<VecDeque<u64>>,
     answering: Cell<bool>,
@@ -65,6 +68,7 @@ impl Segments {
             broken: RefCell::default(),
             sandbox: RefCell::default(),
             present: RefCell::new(present),
+            last_commit: Cell::new(shelf.last_commit()),
             wanted: RefCell::default(),
             answering: Cell::new(false),
             shelf: Arc::new(Mutex::new(shelf)),
@@ -88,7 +92,7 @@ impl Segments {
     }
 
     /// Looks whether it has written behind the ends of its segments.
-    async fn look(&self) {
+    pub(crate) async fn look(&self) {
         let (shelf, counted) = (Arc::clone(&self.shelf), Pending::new(&self.pending));
         let looked = self.side.run(move || {
             let stretched = lock(&shelf).stretched();
@@ -97,6 +101,24 @@ impl Segments {
         });
         if let Ok(Some(stretched)) = looked.await {
             self.breaks(stretched);
+        }
+    }
+
+    /// Whether its log can have a commit of this number, by the room that there was for it.
+    ///
+    /// # Errors
+    /// It cannot: what is said of it is not to be believed, nor written down.
+    pub(crate) fn can_have(&self, commit: u64) -> Result<(), Broken> {
+        let last = self.last_commit.get();
+        let broken = || format!("it tells of commit {commit}, and its segments have room for {last} at most");
+        if commit <= last { Ok(()) } else { Err(broken()) }
+    }
+
+    /// Its state may take so many bytes from now on, if that is more than before.
+    pub(crate) fn allow(&self, quota: u64) {
+        if quota > 0 {
+            let shelf = Arc::clone(&self.shelf);
+            self.side.later(move || lock(&shelf).allow(&Bounds::of(quota)));
         }
     }
 
@@ -161,6 +183,8 @@ impl Segments {
         match made {
             Ok(segment) => {
                 self.present.borrow_mut().insert(segment.id);
+                let more = commits_possible(segment.bytes);
+                self.last_commit.set(self.last_commit.get().saturating_add(more));
                 if let Err(error) = (self.reach)(segment.bytes) {
                     tracing::warn!(
                         "a sandbox cannot be let write to a segment of {} bytes: {error}",

@@ -15,7 +15,7 @@ use crate::problem::{Kind, Problem, Retry};
 use crate::process::Process;
 use crate::process::active::{Active, CALLS_LIMIT};
 use crate::process::input::{Input, Source, gather, pump};
-use crate::process::invocation::{Head, Invocation, Wanted};
+use crate::process::invocation::{Head, Invocation, Limit, Wanted};
 use crate::process::reply::{Owned, RemoteBody, ReplyBody};
 
 /// What a caller asks for, checked.
@@ -28,6 +28,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) deadline: Option<Duration>,
     /// What it wants at least; the image may want more.
     pub(crate) durability: Durability,
+    /// The idempotency key.
+    pub(crate) key: Option<&'a str>,
     pub(crate) create: Create,
     pub(crate) body: Source,
 }
@@ -42,14 +44,26 @@ pub(crate) struct Replied<B = Parts> {
     pub(crate) durability: Durability,
     pub(crate) epoch: Epoch,
     pub(crate) epoch_header: HeaderValue,
+    /// It was remembered from an earlier call with the same idempotency key.
+    pub(crate) replayed: bool,
     pub(crate) body: B,
 }
 
 impl<B> Replied<B> {
     /// The same with another body.
     pub(crate) fn map<C>(self, body: impl FnOnce(B) -> C) -> Replied<C> {
-        let Replied { invocation, content_type, commit, durability, epoch, epoch_header, body: old } = self;
-        Replied { invocation, content_type, commit, durability, epoch, epoch_header, body: body(old) }
+        let Replied {
+            invocation,
+            content_type,
+            commit,
+            durability,
+            epoch,
+            epoch_header,
+            replayed,
+            body: old,
+        } = self;
+        let body = body(old);
+        Replied { invocation, content_type, commit, durability, epoch, epoch_header, replayed, body }
     }
 }
 
@@ -72,7 +86,11 @@ pub(super) struct Order<'a> {
     pub(super) body_bytes: u64,
     /// What the reply is to have reached.
     pub(super) durability: Durability,
+    /// The idempotency key.
+    pub(super) key: Option<&'a str>,
     pub(super) deadline: Instant,
+    /// Why then.
+    pub(super) limit: Limit,
 }
 
 /// Calls a function of a process, and starts the process if need be.
@@ -86,17 +104,17 @@ pub(crate) async fn call(
 ) -> Result<Replied, Problem> {
     let begun = Instant::now();
     let mut process = Rc::clone(process);
-    let Asked { function, content_type, deadline, durability, create, body } = asked;
+    let Asked { function, content_type, deadline, durability, key, create, body } = asked;
     let policy = process.app.image();
     let policy = policy.function(process.app.name.as_str(), function)?;
-    let limit = policy.deadline.min(deadline.unwrap_or(Duration::MAX));
-    let mut input = gather(body, policy.body_bytes, limit).await?;
-    let deadline = begun + limit;
+    let limit = Limit { image: policy.deadline, caller: deadline };
+    let mut input = gather(body, policy.body_bytes, limit.time()).await?;
+    let deadline = begun + limit.time();
     loop {
         if Instant::now() >= deadline {
             return Err(not_begun());
         }
-        let active = match process.active(home, create).await {
+        let active = match process.active_soon(home, create).await {
             Ok(active) => active,
             // It was deleted while the call waited; the next of that name is another process.
             Err(_) if process.is_deleted() && create == Create::IfMissing => {
@@ -108,8 +126,15 @@ pub(crate) async fn call(
         // The sandbox's own declarations: a process that waits to be moved runs an older image.
         let own = active.image.function(process.app.name.as_str(), function)?;
         let durability = durability.max(own.durability);
-        let order =
-            Order { index: own.index, content_type, body_bytes: own.body_bytes, durability, deadline };
+        let order = Order {
+            index: own.index,
+            content_type,
+            body_bytes: own.body_bytes,
+            durability,
+            key,
+            deadline,
+            limit,
+        };
         if let Some(replied) = attempt(home, &active, order, &mut input).await? {
             process.works();
             return Ok(replied);
@@ -130,7 +155,12 @@ pub(super) async fn attempt(
     order: Order<'_>,
     input: &mut Input,
 ) -> Result<Option<Replied>, Problem> {
-    let call = begin(home, active, order.deadline, Wanted::Reply(order.durability))?;
+    if order.durability >= Durability::Node {
+        active.lasting.wait().await?;
+    }
+    let wanted = Wanted::Reply { level: order.durability, keyed: order.key.is_some() };
+    let call = begin(home, active, order.deadline, wanted)?;
+    call.limit.set(Some(order.limit));
     let owned = Owned { active: Rc::clone(active), call: Rc::clone(&call) };
     send(active, &call, order, input)?;
     let rest = input.rest.take();
@@ -157,6 +187,7 @@ pub(super) async fn durable(
     commit: u64,
     deadline: Instant,
 ) -> Result<u64, Problem> {
+    active.lasting.wait().await?;
     let level = Durability::Node;
     let call = begin(home, active, deadline, Wanted::Durable { commit, level })?;
     let _owned = Owned { active: Rc::clone(active), call: Rc::clone(&call) };
@@ -180,7 +211,8 @@ fn begin(
 
 fn send(active: &Rc<Active>, call: &Rc<Invocation>, order: Order<'_>, input: &Input) -> Result<(), Problem> {
     let mut head = Vec::with_capacity(64);
-    let encoded = CallHead { content_type: order.content_type, invocation: &call.name }.encode(&mut head);
+    let encoded = CallHead { content_type: order.content_type, invocation: &call.name, key: order.key }
+        .encode(&mut head);
     encoded.map_err(|error| Problem::new(Kind::BadHeader, format!("Content-Type: {error}")))?;
     let left = call.deadline.saturating_duration_since(Instant::now());
     // 0 would mean no deadline.
@@ -195,12 +227,12 @@ fn send(active: &Rc<Active>, call: &Rc<Invocation>, order: Order<'_>, input: &In
 }
 
 fn replied(owned: Owned, head: Head) -> Replied {
-    let Head { content_type, commit, durability, whole } = head;
+    let Head { content_type, commit, durability, replayed, whole } = head;
     let invocation = Arc::clone(&owned.call.name);
     let (epoch, epoch_header) = (owned.active.epoch, owned.active.epoch_header.clone());
     let body = match whole {
         Some(whole) => Parts::Whole(whole),
         None => Parts::Streamed(ReplyBody::new(owned)),
     };
-    Replied { invocation, content_type, commit, durability, epoch, epoch_header, body }
+    Replied { invocation, content_type, commit, durability, epoch, epoch_header, replayed, body }
 }

@@ -1,24 +1,27 @@
 //! The start of a process: claimed, given a sandbox and its state, loaded, and told about.
 //!
-//! The claim and the making of a sandbox overlap, and so do the loading of the plugin and the writing of the claim and of the record
-//! that the process is active, and of the names of its segments. No call is begun before the claim and the names are durable and the
-//! record is answered: durable where the state comes from the swap store; where it lies on the node, a crash may take the record back,
-//! and the next start finds the state all the same (`files`).
+//! The claim and the making of a sandbox overlap, and so do the loading of the plugin and the writing of the claim. No call is begun
+//! before the claim is durable. Where the state comes from the swap store, that the process is active is durable before that, too. Where
+//! it lies on the node, this and the names of its segments are written while it serves ([`super::lasting`]): a crash of the node takes
+//! none of it back, and what a loss of power may take is nothing that anybody was promised.
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use denizen_sandbox::Sandbox;
+use denizen_image::Isolation;
 use denizen_sched::{Claim, Create, Durable, Epoch, Origin, SchedError, Settled};
-use denizen_wire::{Recovery, StateSummary};
+use denizen_wire::{MOST_SEGMENTS_OF_PREPARED, Recovery, StateSummary};
 use futures_lite::future::zip;
 
 use crate::capacity::{self, Seat};
 use crate::deployed::Deployed;
+use crate::descriptors;
 use crate::executor;
 use crate::home::Home;
 use crate::logs::STARTED;
+use crate::pool::Taken;
 use crate::problem::{Kind, Problem};
 use crate::process::active::{Active, Parts};
 use crate::process::end::{Death, Killing, attend};
@@ -26,7 +29,7 @@ use crate::process::failure::short;
 use crate::process::files::{Bounds, Names, Shelf};
 use crate::process::load::{self, Loaded, Loading, NotLoaded};
 use crate::process::segments::Segments;
-use crate::process::{Process, Stage, Suspicion, files, stop};
+use crate::process::{Process, Stage, Suspicion, files, keep, room, stop};
 
 /// Starts a process. The caller has its turn.
 ///
@@ -46,6 +49,7 @@ pub(super) async fn start(
         return Err(Problem::new(Kind::ShuttingDown, "the node is shutting down"));
     }
     process.may_start()?;
+    descriptors::room_for_start()?;
     process.mark_if_owed(home).await?;
     process.set_stage(Stage::Starting);
     let result = claim_and_load(home, process, create).await;
@@ -53,6 +57,7 @@ pub(super) async fn start(
         Ok(active) => {
             process.set_stage(Stage::Active(Rc::clone(active)));
             stop::watch_idle(home, process, active);
+            keep::watch_quiet(home, process, active);
         }
         Err(_) => process.set_stage(Stage::Resting),
     }
@@ -65,7 +70,9 @@ async fn claim_and_load(
     create: Create,
 ) -> Result<Rc<Active>, Problem> {
     let node = &home.node;
-    let (claim, sandbox) = zip(capacity::claim(home, process, create), node.pool.take()).await;
+    let image = process.app.image();
+    let sandbox = node.pool.take_for(&process.app.name, &image);
+    let (claim, sandbox) = zip(capacity::claim(home, process, create), sandbox).await;
     let (claim, durable, seat) = match claim {
         Ok(claimed) => claimed,
         Err(problem) => {
@@ -74,15 +81,29 @@ async fn claim_and_load(
         }
     };
     let epoch = claim.epoch;
+    let sandbox = match sandbox {
+        // It was given another image at this very moment.
+        Ok(Taken { prepared: Some(_), .. }) if claim.image.image != image.id => {
+            node.pool.take().await.map(|sandbox| Taken { sandbox, prepared: None })
+        }
+        taken => taken,
+    };
     let loaded = match sandbox {
         Ok(sandbox) => load(home, process, claim, durable, sandbox, seat).await,
         Err(problem) => Err(problem),
     };
     // Whatever became of it, the pool is filled behind its back.
-    node.pool.refill_soon();
     node.restock_soon();
-    if let Err(problem) = &loaded {
-        failed(home, process, epoch, problem).await;
+    match &loaded {
+        Ok(_) => {
+            let image = process.app.image();
+            let ring = node.isolation_of(&image.manifest) == Isolation::Ring;
+            node.pool.warm_soon(&process.app.name, image, ring);
+        }
+        Err(problem) => {
+            node.pool.refill_soon();
+            failed(home, process, epoch, problem).await;
+        }
     }
     loaded
 }
@@ -92,22 +113,28 @@ async fn load(
     process: &Rc<Process>,
     claim: Claim,
     durable: Durable,
-    sandbox: Sandbox,
+    sandbox: Taken,
     seat: Seat,
 ) -> Result<Rc<Active>, Problem> {
     let node = &home.node;
     let image = image_of(process, &claim)?;
     let durable_at_least = claim.durable.max(process.durable.get());
     let given = give_state(home, process, &claim, &image, durable_at_least, sandbox).await?;
-    let Given { sandbox, shelf, present, names } = given;
+    let Given { sandbox, ring, shelf, present, names } = given;
     let loading = Loading::adopt(sandbox, &process.log)?;
-    let names = node.syncing.run(move || names.sync());
-    let settled =
-        node.scheduler.settled(process.app.name.clone(), process.name.clone(), claim.epoch, Settled::Active);
-    let on_disk = zip(zip(durable.wait(), settled), names);
-    let (loaded, ((durable, settled), names)) = zip(loading.ready(), on_disk).await;
+    let swapped_in = matches!(claim.origin, Origin::Swapped { .. });
+    let written = write_down(home, process, claim.epoch, names);
+    // State from the swap store: first the record points away from there.
+    let (now, later) = if swapped_in { (Some(written), None) } else { (None, Some(written)) };
+    let now = async {
+        match now {
+            Some(written) => written.await,
+            None => Ok(()),
+        }
+    };
+    let (loaded, (durable, written)) = zip(loading.ready(), zip(durable.wait(), now)).await;
     let loaded = match loaded {
-        Ok(loaded) => loaded,
+        Ok(loaded) => Loaded { ring: ring.filter(|_| loaded.declarations.connections), ..loaded },
         Err(NotLoaded { problem, suspect }) => {
             if suspect {
                 process.suspect(home).await?;
@@ -116,15 +143,14 @@ async fn load(
         }
     };
     durable.map_err(|error| refused_claim(&error))?;
-    settled.map_err(|error| refused_claim(&error))?;
-    names.unwrap_or_else(|error| Err(Problem::new(Kind::ShuttingDown, error.to_string())))?;
+    written?;
     if loaded.declarations.state.commit < durable_at_least {
         let found = loaded.declarations.state.commit;
         let text =
             format!("the sandbox says that its last commit is {found}, and {durable_at_least} was durable");
         return Err(Problem::new(Kind::SandboxMisbehaved, text));
     }
-    if matches!(claim.origin, Origin::Swapped { .. }) {
+    if swapped_in {
         // The record points to the local segments now.
         let paths = node.dir.process(process.app.name.as_str(), process.name.as_str());
         process.copying(home).later(move || drop(files::remove_swapped(&paths, None)));
@@ -133,7 +159,38 @@ async fn load(
     let life = Arc::clone(&loaded.life);
     let reach = Box::new(move |bytes| life.let_files_reach(bytes));
     let segments = Segments::new(Rc::clone(&loaded.link), reach, present, shelf, node.segments.clone());
-    Ok(serve(home, process, &claim, image, loaded, segments, seat))
+    let said = segments.can_have(loaded.declarations.state.commit);
+    said.map_err(|broken| Problem::new(Kind::SandboxMisbehaved, broken))?;
+    let active = serve(home, process, &claim, image, loaded, segments, seat);
+    match later {
+        Some(written) => executor::spawn(write_later(Rc::clone(&active), written)),
+        None => active.lasting.reached(),
+    }
+    Ok(active)
+}
+
+/// Puts the names of the segments on the disk, and tells the scheduler that the process is active.
+fn write_down(
+    home: &Home,
+    process: &Process,
+    epoch: Epoch,
+    names: Names,
+) -> impl Future<Output = Result<(), Problem>> + use<> {
+    let (syncing, scheduler) = (home.node.syncing.clone(), home.node.scheduler.clone());
+    let (app, process) = (process.app.name.clone(), process.name.clone());
+    async move {
+        // In this order: a record that points here must find something.
+        let synced = syncing.run(move || names.sync()).await;
+        synced.unwrap_or_else(|error| Err(Problem::new(Kind::ShuttingDown, error.to_string())))?;
+        scheduler.settled(app, process, epoch, Settled::Active).await.map_err(|error| refused_claim(&error))
+    }
+}
+
+/// The same for a process that serves already.
+async fn write_later(active: Rc<Active>, written: impl Future<Output = Result<(), Problem>>) {
+    if let Err(problem) = active.lasting.write(written).await {
+        active.kill(Killing::Unwritten(problem.kind(), problem.to_string()));
+    }
 }
 
 /// What the claim says to run; mostly what calls are checked against already.
@@ -147,7 +204,9 @@ fn image_of(process: &Process, claim: &Claim) -> Result<Arc<Deployed>, Problem> 
 
 /// A sandbox with its assignment, and what the node keeps of its segments.
 struct Given {
-    sandbox: Sandbox,
+    sandbox: Taken,
+    /// Where connections go that it is given. `None`: it takes none.
+    ring: Option<OwnedFd>,
     shelf: Shelf,
     present: BTreeSet<u64>,
     names: Names,
@@ -161,7 +220,7 @@ async fn give_state(
     claim: &Claim,
     image: &Deployed,
     durable_at_least: u64,
-    sandbox: Sandbox,
+    mut sandbox: Taken,
 ) -> Result<Given, Problem> {
     let node = &home.node;
     let whose = process.whose(claim.born);
@@ -171,18 +230,27 @@ async fn give_state(
     assignment.lineage = denizen_wire::to_hex(&whose.lineage().0);
     (assignment.segment_min_bytes, assignment.segment_max_bytes) = (bounds.min_bytes, bounds.max_bytes);
     assignment.durable_at_least = durable_at_least;
+    let wanted = node.isolation_of(&image.manifest) == Isolation::Ring;
     let (origin, epoch, cpu) = (claim.origin, claim.epoch, image.manifest.limits.cpu);
     let copies = matches!(origin, Origin::Swapped { .. }) || process.suspicion.get() == Suspicion::Marked;
     let side = if copies { process.copying(home) } else { &node.assigning };
-    let stock = node.stock.clone();
+    let (stock, pool) = (node.stock.clone(), node.pool.clone());
     let work = move || {
         let opened = files::open(&paths, &whose, epoch, origin, durable_at_least, bounds, &stock)?;
         assignment.segments = u32::try_from(opened.log.len()).unwrap_or(u32::MAX);
         let spares = [opened.spare];
         assignment.spares = 1;
-        load::assign(&sandbox, &assignment, cpu, &opened.log, &spares)?;
+        if sandbox.prepared.is_some() && assignment.segments > MOST_SEGMENTS_OF_PREPARED {
+            sandbox = Taken { sandbox: pool.take_here()?, prepared: None };
+        }
+        let ring = sandbox.sandbox.ring.take().filter(|_| wanted);
+        assignment.ring = ring.is_some();
+        match &sandbox.prepared {
+            Some(_) => load::assign_prepared(&sandbox.sandbox, assignment, &opened.log, &spares)?,
+            None => load::assign(&sandbox.sandbox, &assignment, cpu, &opened.log, &spares)?,
+        }
         let present = opened.log.iter().chain(&spares).map(|segment| segment.id).collect();
-        Ok(Given { sandbox, shelf: opened.shelf, present, names: opened.names })
+        Ok(Given { sandbox, ring, shelf: opened.shelf, present, names: opened.names })
     };
     side.run(work).await.unwrap_or_else(|error| Err(Problem::new(Kind::ShuttingDown, error.to_string())))
 }
@@ -196,7 +264,7 @@ fn serve(
     segments: Rc<Segments>,
     seat: Seat,
 ) -> Rc<Active> {
-    let Loaded { life, reader, frames, link, output, mut declarations, early } = loaded;
+    let Loaded { life, reader, frames, link, output, mut declarations, early, ring } = loaded;
     let StateSummary { commit, durable, live_bytes: state_bytes, .. } = declarations.state;
     let (epoch, born) = (claim.epoch, claim.born);
     process.log.host(format!("{STARTED}: image {}, epoch {epoch}, commit {commit}", image.id.short()));
@@ -206,13 +274,15 @@ fn serve(
     let image = image.redeclared(declarations).map_or(image, Arc::new);
     let log = Arc::clone(&process.log);
     let durable = durable.min(commit);
-    let parts = Parts { image, epoch, born, link, life, log, output, segments, commit, durable, state_bytes };
+    let parts =
+        Parts { image, epoch, born, link, life, log, output, segments, ring, commit, durable, state_bytes };
     let active = Active::new(parts);
     if let Some(broken) = early.iter().find_map(|header| active.about_segments(header).err()) {
         active.kill(Killing::Misbehaved(broken));
     }
     active.output.belongs_to(&active);
     active.segments.belongs_to(&active);
+    room::watch(home);
     executor::spawn(attend(Rc::clone(&active), reader, frames));
     executor::spawn(watch(Rc::clone(home), Rc::clone(process), Rc::clone(&active), seat));
     active
@@ -273,6 +343,8 @@ pub(super) async fn bury(
             .remedy("See `ps` for that pid; restart the node, or the machine"));
     }
     active.segments.settle().await;
+    // Why it could not be written down is why the sandbox was ended.
+    let _ = active.lasting.wait().await;
     if suspect {
         // Not at rest before it is on the disk: whoever comes next tries again.
         process.suspect(home).await?;

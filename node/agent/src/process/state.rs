@@ -14,11 +14,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use denizen_engine::offline::{Edit, Offline};
-use denizen_engine::{StateError, Table};
+use denizen_engine::{FileEntry, FileKind, StateError, Table};
 use denizen_sched::Home as Place;
 use denizen_wire::archive::{Decoder, Encoder, Event, RecordHead};
 use denizen_wire::{
-    Builtin, Durability, Imported, ListAsk, ListedKey, Listing, MAX_FRAME_PAYLOAD, ValueHead, encode_put,
+    Builtin, Durability, FileListing, Imported, ListAsk, ListedFile, ListedFileKind, ListedKey, Listing,
+    MAX_FRAME_PAYLOAD, ValueHead, encode_put, tar,
 };
 use futures_channel::mpsc;
 use futures_lite::future;
@@ -28,6 +29,7 @@ use crate::home::Home;
 use crate::problem::{Kind, Problem, Retry};
 use crate::process::files::{AtRest, Edits, Lies, io_problem, no_such_object, state_problem};
 use crate::process::input::{Input, gather, next};
+use crate::process::invocation::Limit;
 use crate::process::reply::RemoteBody;
 use crate::process::serve::{Order, Replied, attempt, durable, not_begun};
 use crate::process::start::{Tell, bury, refused_claim};
@@ -56,6 +58,11 @@ pub(crate) enum Ask {
     Export,
     /// The body is an archive.
     Import,
+    /// The captured files.
+    Files,
+    /// One of them, by its path.
+    File(Vec<u8>),
+    FilesArchive,
 }
 
 /// The answer.
@@ -91,6 +98,9 @@ impl Ask {
             Ask::Delete(_) => Builtin::StateDelete,
             Ask::Export => Builtin::StateExport,
             Ask::Import => Builtin::StateImport,
+            Ask::Files => Builtin::FilesList,
+            Ask::File(_) => Builtin::FilesGet,
+            Ask::FilesArchive => Builtin::FilesExport,
         }
     }
 
@@ -98,15 +108,24 @@ impl Ask {
     fn prefix(&self) -> Result<Vec<u8>, Problem> {
         Ok(match self {
             Ask::List(ask) => serde_json::to_vec(ask).unwrap_or_default(),
-            Ask::Get(key) | Ask::Delete(key) => key.clone(),
+            Ask::Get(key) | Ask::Delete(key) | Ask::File(key) => key.clone(),
             Ask::Put(key, fingerprint) => {
                 let mut prefix = Vec::new();
                 encode_put(&mut prefix, key, *fingerprint)
                     .map_err(|error| Problem::new(Kind::BadRequest, error.to_string()))?;
                 prefix
             }
-            Ask::Export | Ask::Import => Vec::new(),
+            Ask::Export | Ask::Import | Ask::Files | Ask::FilesArchive => Vec::new(),
         })
+    }
+
+    /// What the sandbox answers, in the words for what was asked.
+    fn told(&self, problem: Problem) -> Problem {
+        if matches!(self, Ask::File(_)) && problem.kind() == Kind::UnknownKey {
+            no_such_file()
+        } else {
+            problem
+        }
     }
 
     fn takes_body(&self) -> bool {
@@ -129,7 +148,8 @@ impl Process {
     ) -> Result<Told, Problem> {
         let begun = Instant::now();
         let policy = self.app.image().builtin(ask.builtin());
-        let limit = policy.deadline.min(limit.unwrap_or(Duration::MAX));
+        let whose = Limit { image: policy.deadline, caller: limit };
+        let limit = whose.time();
         let prefix = ask.prefix()?;
         let mut input =
             if ask.takes_body() { gather(body, policy.body_bytes, limit).await? } else { Input::whole("") };
@@ -148,14 +168,16 @@ impl Process {
                     content_type: "",
                     body_bytes: policy.body_bytes,
                     durability,
+                    key: None,
                     deadline,
+                    limit: whose,
                 };
-                match attempt(home, &active, order, &mut online).await? {
+                match attempt(home, &active, order, &mut online).await.map_err(|problem| ask.told(problem))? {
                     Some(replied) => return Ok(Told::Online(replied)),
                     None => continue,
                 }
             }
-            let at_rest = move |home: Rc<Home>, process: Rc<Process>, _turn| async move {
+            let at_rest = move |home: Rc<Home>, process: Rc<Process>| async move {
                 if is_serving(&home, &process).await? {
                     return Ok(Err((ask, input)));
                 }
@@ -198,11 +220,17 @@ impl Process {
                     answered => return answered,
                 }
             }
-            let at_rest = move |home: Rc<Home>, process: Rc<Process>, _turn| async move {
+            let at_rest = move |home: Rc<Home>, process: Rc<Process>| async move {
                 if is_serving(&home, &process).await? {
                     return Ok(None);
                 }
-                let synced = process.read_at_rest(&home, |state| state.sync()).await?;
+                let synced = process.read_at_rest(&home, |state| state.sync()).await;
+                if matches!(&synced, Err(problem) if matches!(problem.kind(), Kind::HostFault | Kind::NoSpace))
+                {
+                    // Should it not be marked yet, nothing is begun before it is.
+                    process.suspect(&home).await?;
+                }
+                let synced = synced?;
                 process.durable.set(process.durable.get().max(synced));
                 Ok(Some(synced))
             };
@@ -230,7 +258,12 @@ impl Process {
         match ask {
             Ask::List(ask) => self.read_at_rest(home, move |state| Ok(list(&Read::of(state)?, &ask))).await,
             Ask::Get(key) => self.read_at_rest(home, move |state| get(&Read::of(state)?, &key)).await,
-            Ask::Export => self.read_at_rest(home, |state| export(Read::of(state)?)).await,
+            Ask::Export => self.read_at_rest(home, |state| streamed(Read::of(state)?, export_to)).await,
+            Ask::Files => self.read_at_rest(home, |state| list_files(&Read::of(state)?)).await,
+            Ask::File(path) => self.read_at_rest(home, move |state| get_file(Read::of(state)?, &path)).await,
+            Ask::FilesArchive => {
+                self.read_at_rest(home, |state| streamed(Read::of(state)?, export_files_to)).await
+            }
             Ask::Put(key, fingerprint) => {
                 let body = keep(home, input, body_bytes, deadline).await?;
                 self.change_at_rest(home, None, move |_| {
@@ -270,6 +303,14 @@ impl Process {
                 Ok(changed(commit, serde_json::to_vec(&imported).unwrap_or_default()))
             }
         }
+    }
+
+    /// Whether there is any state of it. The caller has the turn, and no sandbox runs.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    pub(super) async fn has_state(self: &Rc<Process>, home: &Rc<Home>) -> Result<bool, Problem> {
+        self.read_at_rest(home, |state| state.is_there()).await
     }
 
     /// Reads the state on a side thread. The caller has the turn, and no sandbox runs.
@@ -392,12 +433,15 @@ fn object_problem(error: &StateError) -> Problem {
     }
 }
 
-/// Streams all objects from a thread of their own, at the caller's pace.
-fn export(read: Read) -> Result<AtRestReply, Problem> {
+/// Streams what `work` sends from a thread of its own, at the caller's pace.
+fn streamed(
+    read: Read,
+    work: impl FnOnce(&Offline, &mut mpsc::Sender<Part>) -> Result<(), Option<Problem>> + Send + 'static,
+) -> Result<AtRestReply, Problem> {
     let (mut to, parts) = mpsc::channel(PARTS_BETWEEN);
     let reply = read.reply(None, AtRestBody::Streamed(RemoteBody::from(parts)));
     let work = move || {
-        let sent = export_to(&read.log, &mut to);
+        let sent = work(&read.log, &mut to);
         if let Err(Some(problem)) = sent {
             let _ = send(&mut to, Err(problem));
         }
@@ -429,13 +473,71 @@ fn export_to(log: &Offline, to: &mut mpsc::Sender<Part>) -> Result<(), Option<Pr
             continue;
         }
         send(to, Ok(std::mem::take(&mut out).into()))?;
-        let mut value = Bytes::from(value);
-        while !value.is_empty() {
-            send(to, Ok(value.split_to(value.len().min(MAX_FRAME_PAYLOAD))))?;
-        }
+        send_whole(to, value)?;
     }
     encoder.end(&mut out);
     send(to, Ok(out.into()))
+}
+
+fn no_such_file() -> Problem {
+    Problem::new(Kind::UnknownFile, "no file of this path was captured of /state")
+}
+
+fn list_files(read: &Read) -> Result<AtRestReply, Problem> {
+    let files = read.log.files().map_err(|error| object_problem(&error))?;
+    let listed = |(path, entry): (&[u8], Result<FileEntry, StateError>)| ListedFile {
+        path: path.to_vec(),
+        kind: match entry {
+            Ok(FileEntry { mode, kind: FileKind::Directory, .. }) => ListedFileKind::Directory { mode },
+            Ok(entry) => {
+                ListedFileKind::File { mode: entry.mode, bytes: entry.len(), modified_s: entry.modified.0 }
+            }
+            Err(error) => ListedFileKind::Damaged { why: error.to_string() },
+        },
+    };
+    let files = files.into_iter().map(listed).collect();
+    let json = serde_json::to_vec(&FileListing { files, commit: read.commit }).unwrap_or_default();
+    Ok(read.reply(None, AtRestBody::Whole(json.into())))
+}
+
+fn get_file(read: Read, path: &[u8]) -> Result<AtRestReply, Problem> {
+    let entry = read.log.file_entry(path).map_err(|error| object_problem(&error))?;
+    let entry = entry.filter(|entry| entry.kind != FileKind::Directory).ok_or_else(no_such_file)?;
+    streamed(read, move |log, to| send_file(log, &entry, to))
+}
+
+fn send_file(log: &Offline, entry: &FileEntry, to: &mut mpsc::Sender<Part>) -> Result<(), Option<Problem>> {
+    entry.pieces().try_for_each(|piece| {
+        let bytes = log.file_piece(piece).map_err(|error| Some(object_problem(&error)))?;
+        send_whole(to, bytes.unwrap_or_else(|| vec![0; piece.1]))
+    })
+}
+
+fn export_files_to(log: &Offline, to: &mut mpsc::Sender<Part>) -> Result<(), Option<Problem>> {
+    let damaged = |error: StateError| Some(object_problem(&error));
+    let mut out = Vec::new();
+    for (path, entry) in log.files().map_err(damaged)? {
+        let entry = entry.map_err(damaged)?;
+        let kind = match entry.kind {
+            FileKind::Directory => tar::Entry::Directory,
+            FileKind::File { len, .. } => tar::Entry::File(len),
+        };
+        tar::head(&mut out, path, entry.mode, entry.modified.0, kind);
+        send(to, Ok(std::mem::take(&mut out).into()))?;
+        send_file(log, &entry, to)?;
+        out.resize(tar::padding(entry.len()), 0);
+    }
+    tar::end(&mut out);
+    send(to, Ok(out.into()))
+}
+
+/// In parts as they come from a sandbox.
+fn send_whole(to: &mut mpsc::Sender<Part>, bytes: Vec<u8>) -> Result<(), Option<Problem>> {
+    let mut bytes = Bytes::from(bytes);
+    while !bytes.is_empty() {
+        send(to, Ok(bytes.split_to(bytes.len().min(MAX_FRAME_PAYLOAD))))?;
+    }
+    Ok(())
 }
 
 fn send(to: &mut mpsc::Sender<Part>, part: Part) -> Result<(), Option<Problem>> {

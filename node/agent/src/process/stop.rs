@@ -9,21 +9,32 @@ use std::time::{Duration, Instant};
 use denizen_image::ImageId;
 use denizen_sched::idle::{Activity, Verdict, verdict};
 use denizen_sched::{Create, Epoch, Home as Place, Origin, Settled};
+use denizen_wire::DrainCause;
 
+use crate::data;
 use crate::executor;
 use crate::home::Home;
-use crate::local::Turn;
 use crate::problem::{Kind, Problem};
 use crate::process::active::Active;
 use crate::process::end::Killing;
 use crate::process::files::{AtRest, Lies, Summary};
+use crate::process::keep::{self, Wish};
 use crate::process::start::{Tell, bury, refused_claim};
 use crate::process::{Process, Stage, files};
 
 /// How long a sandbox may take to end beyond the deadlines of its calls, when there is nothing to write.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
+/// How long callers on connections that it was given may take, beyond that, to take what there is for them: a little longer than the
+/// sandbox gives them.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How soon a swap-out of an idle process that failed is tried again, at least.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// Bytes that a disk is trusted to take in a second: a slow one that others use too.
 const DISK_SPEED: u64 = 64 << 20;
+/// How long a sandbox may take to say how busy it is. It has threads of its own for that.
+const CENSUS_LIMIT: Duration = Duration::from_secs(5);
+/// How long a process whose room is wanted is watched for calls that the agent does not see.
+const ROOM_PAUSE: Duration = Duration::from_millis(20);
 /// The longest that a node that stops waits for what one process has to write.
 pub(crate) const MOST_WRITING: Duration = Duration::from_secs(60);
 
@@ -33,10 +44,49 @@ fn writing_time(files: u64, live: u64, live_limit: u64) -> Duration {
     Duration::from_secs(files.saturating_add(live.min(live_limit)) / DISK_SPEED)
 }
 
+/// How long a sandbox may take for its calls, and how long to write what it has to.
+fn time_to_end(active: &Active) -> (Duration, Duration) {
+    let now = Instant::now();
+    let calls = active.last_deadline().map_or(Duration::ZERO, |last| last.saturating_duration_since(now));
+    let limits = &active.image.manifest.limits;
+    let writing = writing_time(active.image.files_bytes(), active.state_bytes(), limits.state.bytes());
+    let callers = if active.has_callers() { LAST_WORDS } else { Duration::ZERO };
+    (calls + DRAIN_GRACE + callers, writing)
+}
+
+/// Waits for the end of a sandbox that was asked to end, and ends it when it is overdue.
+async fn await_end(active: &Active, limit: Option<Duration>) {
+    loop {
+        let (last, (calls, writing)) = (active.last_deadline(), time_to_end(active));
+        // What a stopping node breaks off early are calls, not the keeping of files.
+        let patience = match limit {
+            Some(limit) => calls.min(limit) + writing.min(MOST_WRITING),
+            None => calls + writing,
+        };
+        let dead = active.changes.until(|| active.death.borrow().is_some().then_some(()));
+        if executor::within(patience, dead).await.is_some() {
+            return;
+        }
+        // Of a call on a connection that it was given the agent hears after a while.
+        if limit.is_some() || active.last_deadline() <= last {
+            return active.kill(Killing::Stopping);
+        }
+    }
+}
+
+/// Captures the files of a process that is to end, as [`keep::before_the_end`] has it.
+async fn keep_files(home: &Rc<Home>, process: &Rc<Process>, wish: Wish, quota: u64) -> Result<(), Problem> {
+    let patience = process.serving().map(|active| time_to_end(&active));
+    let patience = patience.map_or(Duration::ZERO, |(calls, writing)| calls + writing);
+    let kept = keep::before_the_end(home, process, wish, quota, patience).await;
+    kept.inspect_err(|problem| process.log.host(format!("not ended: {problem}")))
+}
+
 /// Ends the sandbox in an orderly way, if there is one, and gives it. The caller has the turn.
 async fn drain(
     home: &Rc<Home>,
     process: &Rc<Process>,
+    cause: DrainCause,
     limit: Option<Duration>,
     tell: Tell,
 ) -> Result<Option<Rc<Active>>, Problem> {
@@ -45,20 +95,8 @@ async fn drain(
         _ => return Ok(None),
     };
     process.set_stage(Stage::Draining(Rc::clone(&active)));
-    active.drain();
-    let now = Instant::now();
-    let calls = active.last_deadline().map_or(Duration::ZERO, |last| last.saturating_duration_since(now));
-    let limits = &active.image.manifest.limits;
-    let writing = writing_time(active.image.files_bytes(), active.state_bytes(), limits.state.bytes());
-    // What a stopping node breaks off early are calls, not the keeping of files.
-    let patience = match limit {
-        Some(limit) => (calls + DRAIN_GRACE).min(limit) + writing.min(MOST_WRITING),
-        None => calls + DRAIN_GRACE + writing,
-    };
-    let dead = active.changes.until(|| active.death.borrow().is_some().then_some(()));
-    if executor::within(patience, dead).await.is_none() {
-        active.kill(Killing::Stopping);
-    }
+    active.drain(cause);
+    await_end(&active, limit).await;
     bury(home, process, &active, tell).await?;
     if let Some(lost) = active.lost_files() {
         process.log.host(lost.to_string());
@@ -73,29 +111,41 @@ impl Process {
     /// # Errors
     /// `unknown-process`, or why it could not be moved; its state is where it was then.
     pub(crate) async fn swap_out(self: &Rc<Process>, home: &Rc<Home>) -> Result<(), Problem> {
-        self.transition(home, |home, process, _turn| async move { swap_out(&home, &process).await }).await
+        let work = |home: Rc<Home>, process: Rc<Process>| async move {
+            swap_out(&home, &process, Wish::Asked).await
+        };
+        self.transition(home, work).await
     }
 
-    /// Swaps the process out because another needs its room, unless a call has come.
+    /// Swaps the process out because another needs its room, unless a call has come, or it has files that cannot be kept.
     ///
     /// # Errors
     /// Why its state could not be moved.
     pub(crate) async fn make_way(self: &Rc<Process>, home: &Rc<Home>) -> Result<(), Problem> {
         let Some(active) = self.serving() else { return Ok(()) };
-        swap_if_still_idle(home, self, &active, Duration::ZERO).await.map(drop)
+        match swap_if_still_idle(home, self, &active, Duration::ZERO, Wish::Room).await {
+            // Another is looked for: it is passed over now.
+            Err(problem) if problem.kind() == Kind::FilesNotKept => Ok(()),
+            swapped => swapped.map(drop),
+        }
     }
 
-    /// Ends a sandbox that runs another image than `image`. True if there was one.
+    /// Ends a sandbox that runs another image than `image`. True if there was one. A sandbox whose files cannot be captured, not even
+    /// under the new image's limits, goes on with the old image until it is idle.
     pub(crate) async fn move_to(
         self: &Rc<Process>,
         home: &Rc<Home>,
         image: ImageId,
     ) -> Result<bool, Problem> {
-        let work = move |home: Rc<Home>, process: Rc<Process>, _turn: Turn| async move {
+        let work = move |home: Rc<Home>, process: Rc<Process>| async move {
             process.forgive();
             match process.stage() {
                 Stage::Active(active) if active.image.id != image => {
-                    Ok(drain(&home, &process, None, Tell::Always).await?.is_some())
+                    let quota = process.app.image().manifest.limits.state.bytes();
+                    keep_files(&home, &process, Wish::Asked, quota).await?;
+                    let drained = drain(&home, &process, DrainCause::Image, None, Tell::Always).await?;
+                    note_lost(&home, &process, drained.as_ref()).await;
+                    Ok(drained.is_some())
                 }
                 _ => Ok(false),
             }
@@ -108,31 +158,43 @@ impl Process {
     /// # Errors
     /// `unknown-process`.
     pub(crate) async fn delete(self: &Rc<Process>, home: &Rc<Home>) -> Result<(), Problem> {
-        self.transition(home, |home, process, _turn| async move { delete(&home, &process).await }).await
+        self.transition(home, |home, process| async move { delete(&home, &process).await }).await
     }
 
     /// Ends the sandbox because the node stops; the state stays on the node.
     pub(crate) async fn stop(self: &Rc<Process>, home: &Rc<Home>, limit: Duration) -> Result<(), Problem> {
-        let work = move |home: Rc<Home>, process: Rc<Process>, _turn: Turn| async move {
-            drain(&home, &process, Some(limit), Tell::Always).await.map(drop)
+        let work = move |home: Rc<Home>, process: Rc<Process>| async move {
+            let drained = drain(&home, &process, DrainCause::Shutdown, Some(limit), Tell::Always).await?;
+            note_lost(&home, &process, drained.as_ref()).await;
+            Ok(())
         };
         self.transition(home, work).await
     }
 }
 
-async fn swap_out(home: &Rc<Home>, process: &Rc<Process>) -> Result<(), Problem> {
+async fn note_lost(home: &Rc<Home>, process: &Rc<Process>, drained: Option<&Rc<Active>>) {
+    if let Some(active) = drained {
+        keep::note_lost(home, process, active).await;
+    }
+}
+
+async fn swap_out(home: &Rc<Home>, process: &Rc<Process>, wish: Wish) -> Result<(), Problem> {
     // A process is not ended for a copy that has no room: on a full disk it would not start again either.
     let paths = home.node.dir.process(process.app.name.as_str(), process.name.as_str());
     let live = process.serving().map(|active| active.state_bytes());
     let room = process.copying(home).run(move || files::room_for_copy(&paths, live)).await;
     room.unwrap_or_else(|error| Err(Problem::new(Kind::ShuttingDown, error.to_string())))
         .inspect_err(|problem| process.log.host(format!("not swapped out: {problem}")))?;
-    let drained = drain(home, process, None, Tell::Crashes).await?;
+    keep_files(home, process, wish, 0).await?;
+    let drained = drain(home, process, DrainCause::Swap, None, Tell::Crashes).await?;
     // Without a word from the sandbox a process of objects alone loses nothing: what has a commit number is in the log, and the copy is
     // made from that, after a recovery if need be. Files are in no log until they are captured: whoever asked must hear of them.
     if let Some((active, lost)) = drained.as_ref().and_then(|active| Some((active, active.lost_files()?))) {
         if active.ended_orderly() {
             settle_stopped(process, home, active).await;
+        }
+        if wish != Wish::Asked {
+            keep::note_lost(home, process, active).await;
         }
         return Err(lost);
     }
@@ -160,8 +222,12 @@ async fn settle_stopped(process: &Rc<Process>, home: &Rc<Home>, active: &Rc<Acti
 async fn swap_out_resting(home: &Rc<Home>, process: &Rc<Process>) -> Result<(), Problem> {
     let (app, name) = (&process.app.name, &process.name);
     let record = home.node.scheduler.get(app.clone(), name.clone()).await;
-    if record.map_err(|error| refused_claim(&error))?.home != Place::Local {
-        return Ok(());
+    match record.map_err(|error| refused_claim(&error))?.home {
+        Place::Local => {}
+        Place::Swapped { .. } => return Ok(()),
+        // It was never active, or the record of that was lost in a crash.
+        Place::Nowhere if process.has_state(home).await? => {}
+        Place::Nowhere => return Ok(()),
     }
     move_resting(home, process, |state, epoch| Ok((state.swap_out(epoch, None)?, ()))).await.map(drop)
 }
@@ -239,13 +305,14 @@ async fn move_out<T: Send + 'static>(
 async fn delete(home: &Rc<Home>, process: &Rc<Process>) -> Result<(), Problem> {
     let node = &home.node;
     let (app, name) = (&process.app.name, &process.name);
-    drain(home, process, None, Tell::Always).await?;
+    drain(home, process, DrainCause::Swap, None, Tell::Always).await?;
     node.scheduler.delete(app.clone(), name.clone()).await.map_err(|error| refused_claim(&error))?;
     // From here on it does not exist; what a crash leaves of its files is discarded when a namesake is created.
     let paths = node.dir.process(app.as_str(), name.as_str());
     let _ = process.copying(home).run(move || files::delete(&paths)).await;
     process.set_stage(Stage::Deleted);
     process.app.forget(process);
+    data::close_all_of(home, process);
     node.logs.forget(app.as_str(), name.as_str());
     Ok(())
 }
@@ -268,11 +335,12 @@ async fn swap_when_idle(home: Rc<Home>, process: Weak<Process>, active: Weak<Act
             Verdict::Busy => wait = idle,
             Verdict::Wait(rest) => wait = rest,
             Verdict::Due => {
-                let turn_taken = swap_if_still_idle(&home, &process, &active, idle).await;
-                if turn_taken.unwrap_or(true) {
-                    break;
+                // What failed is in its log, and is tried again for as long as it serves.
+                match swap_if_still_idle(&home, &process, &active, idle, Wish::Idle).await {
+                    Ok(true) => break,
+                    Ok(false) => wait = idle,
+                    Err(_) => wait = idle.max(TRY_AGAIN),
                 }
-                wait = idle;
             }
         }
     }
@@ -290,17 +358,35 @@ async fn swap_if_still_idle(
     process: &Rc<Process>,
     active: &Rc<Active>,
     idle: Duration,
+    wish: Wish,
 ) -> Result<bool, Problem> {
     let active = Rc::clone(active);
-    let work = move |home: Rc<Home>, process: Rc<Process>, _turn: Turn| async move {
+    let work = move |home: Rc<Home>, process: Rc<Process>| async move {
         let same = matches!(process.stage(), Stage::Active(current) if Rc::ptr_eq(&current, &active));
-        if same && idle_verdict(&active, idle) == Verdict::Due {
-            swap_out(&home, &process).await.map(|()| true)
+        if same && idle_verdict(&active, idle) == Verdict::Due && says_so(&active, wish).await {
+            swap_out(&home, &process, wish).await.map(|()| true)
         } else {
             Ok(!same)
         }
     };
     process.transition(home, work).await
+}
+
+/// Asks a sandbox that runs calls without the agent whether it is as idle as it seems. One that does not answer is ended.
+async fn says_so(active: &Active, wish: Wish) -> bool {
+    if !active.has_callers() {
+        return true;
+    }
+    let mut census = active.census(CENSUS_LIMIT).await;
+    if wish == Wish::Room {
+        // It need not have been idle for long: only not have anything to do just now.
+        executor::sleep(ROOM_PAUSE).await;
+        census = active.census(CENSUS_LIMIT).await;
+    }
+    if census.is_none() && !active.is_ending() {
+        active.kill(Killing::Stuck(format!("it did not say within {CENSUS_LIMIT:?} how busy it is")));
+    }
+    census.is_some_and(|(census, began)| census.in_flight == 0 && !began)
 }
 
 #[cfg(test)]

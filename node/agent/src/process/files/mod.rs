@@ -19,10 +19,10 @@
 //! leave, so segments that are there although no record points to them count if they are of this very process ([`Whose`]), which the
 //! header of its first segment says, synced by the log before its first commit. Where none has a header, nothing was ever committed.
 //!
-//! What a **sandbox writes into is on the disk before a function runs**: the allocation of its segments, their names, and the names of
-//! their folders ([`Names::sync`], beside the loading of the plugin; what the stock gave was allocated long before). So when the log
-//! syncs a segment, the commits in it are there after a loss of power. What was durable is known here, too (`durable`): a log that ends
-//! before it is damaged, and never passed on as if it were whole.
+//! What a **sandbox writes into is on the disk before anything of it is called durable**: the allocation of its segments, their names, and
+//! the names of their folders ([`Names::sync`], which nobody waits for who is content with `process`; what the stock gave was allocated
+//! long before). So when the log syncs a segment and somebody hears of it, the commits in it are there after a loss of power. What was
+//! durable is known here, too (`durable`): a log that ends before it is damaged, and never passed on as if it were whole.
 //!
 //! **A sync that failed is not tried again**: the system takes the pages that it could not write for written, and the next sync of the
 //! same file succeeds without them. So a folder in which one failed is *marked* ([`mark`]), and before anything more of it is called
@@ -54,7 +54,7 @@ use denizen_engine::{Salvage, SegmentSizes, StateError};
 use denizen_sched::{Epoch, Origin};
 
 use crate::dir::{self, ProcessPaths};
-use crate::problem::{Kind, Problem};
+use crate::problem::{Kind, Problem, of_io};
 use crate::process::lineage::Whose;
 use crate::stock::Stock;
 
@@ -73,7 +73,7 @@ pub(crate) struct Opened {
     pub(crate) names: Names,
 }
 
-/// What has to be on the disk before a function runs.
+/// What has to be on the disk before anything of the state is called durable.
 #[derive(Debug)]
 pub(crate) struct Names {
     folders: Vec<PathBuf>,
@@ -89,7 +89,7 @@ impl Names {
     pub(crate) fn sync(self) -> Result<(), Problem> {
         let failed = |error: io::Error| {
             let shown = self.folders.first().cloned().unwrap_or_default();
-            mark_after(&shown, &error);
+            mark_after(&shown);
             io_problem("a new segment cannot be made to last", &shown, &error)
         };
         self.fresh.as_ref().map_or(Ok(()), File::sync_all).map_err(failed)?;
@@ -114,9 +114,10 @@ pub(crate) fn open(
     let mut folders = vec![paths.local.clone()];
     match origin {
         // In its first term nothing can be its own, and what cannot be read is not in its way.
-        Origin::New { born } if born != epoch && is_own(paths, whose)? => {}
+        Origin::New { born } if born != epoch && is_own(paths, whose)? => above(paths, &mut folders),
         Origin::New { .. } => create(paths, &mut folders)?,
-        Origin::Local => {}
+        // Its last term may have ended with a loss of power, before they were there for good.
+        Origin::Local => above(paths, &mut folders),
         Origin::Swapped { epoch } => swap_in(paths, epoch)?,
     }
     if is_marked(&paths.local) {
@@ -178,10 +179,15 @@ fn create(paths: &ProcessPaths, folders: &mut Vec<PathBuf>) -> Result<(), Proble
     // What a deleted namesake left.
     dir::remove(&paths.local).and_then(|()| dir::remove(&unfinished(&paths.local))).map_err(failed)?;
     remove_swapped(paths, None).map_err(failed)?;
-    // All of them, also those that are there: whoever made one may not have come to that yet, or never will.
+    above(paths, folders);
+    dir::make(&paths.local).map_err(failed)
+}
+
+/// The folders above a process's own. All of them, also those that are there: whoever made one may not have come to that yet, or never
+/// will.
+fn above(paths: &ProcessPaths, folders: &mut Vec<PathBuf>) {
     folders.push(paths.state.clone());
     folders.extend(paths.state.parent().map(Path::to_owned));
-    dir::make(&paths.local).map_err(failed)
 }
 
 /// Brings swapped state back, byte for byte: damage that it has is found by its reader, and costs one object and not all of them.
@@ -230,11 +236,9 @@ pub(crate) fn mark(folder: &Path) -> Result<(), Problem> {
     }
 }
 
-/// The same where a sync of our own has failed. A full disk is no loss: what was to be written was never promised.
-fn mark_after(folder: &Path, error: &io::Error) {
-    if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-        return;
-    }
+/// The same where a sync of our own has failed, for whatever reason: that there is no room can also be said of a disk below this one,
+/// which has dropped what it was given.
+fn mark_after(folder: &Path) {
     if let Err(problem) = mark(folder) {
         tracing::error!("{problem}");
     }
@@ -326,13 +330,21 @@ impl AtRest<'_> {
         }
     }
 
+    /// Whether there is any state.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    pub(crate) fn is_there(&self) -> Result<bool, Problem> {
+        Ok(self.lies != Lies::Perhaps || is_own(self.paths, self.whose)?)
+    }
+
     /// Reads the log.
     ///
     /// # Errors
     /// `state-lost`, `state-corrupt`, `host-fault`.
     pub(crate) fn read(&self) -> Result<Offline, Problem> {
         let folder = self.folder();
-        if self.lies == Lies::Perhaps && !is_own(self.paths, self.whose)? {
+        if !self.is_there()? {
             return read_segments(&[], &folder, self.whose, self.durable);
         }
         read_log(&folder, self.whose, self.durable)
@@ -355,14 +367,14 @@ impl AtRest<'_> {
     /// As [`AtRest::read`], and `no-space` for a copy.
     pub(crate) fn sync(&self) -> Result<u64, Problem> {
         let folder = self.folder();
-        if self.lies == Lies::Perhaps && !is_own(self.paths, self.whose)? {
+        if !self.is_there()? {
             return Ok(0);
         }
         if is_marked(&folder) {
             return recover(&folder, self.whose, self.durable);
         }
         let failed = |error: io::Error| {
-            mark_after(&folder, &error);
+            mark_after(&folder);
             io_problem("state cannot be synced", &folder, &error)
         };
         for id in folder::ids(&folder).map_err(|error| lost(&folder, error))? {
@@ -534,9 +546,9 @@ fn no_segments(folder: &Path) -> Problem {
     Problem::new(Kind::StateLost, format!("{} has no segments", folder.display()))
 }
 
-/// As [`Kind::of_io`].
+/// As [`of_io`].
 pub(crate) fn io_problem(what: &str, path: &Path, error: &io::Error) -> Problem {
-    Problem::new(Kind::of_io(error), format!("{what}: {}", path.display())).cause(error)
+    Problem::new(of_io(error), format!("{what}: {}", path.display())).cause(error)
 }
 
 /// What is wrong with state that the node itself read or wrote.

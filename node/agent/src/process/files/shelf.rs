@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
+use denizen_engine::offline::{self, commits_possible};
 use denizen_engine::storage::FileSegment;
 use denizen_sched::Epoch;
 use denizen_wire::SpareRefusal;
@@ -88,6 +89,8 @@ pub(crate) struct Shelf {
     last_id: u64,
     limit_bytes: u64,
     most: u64,
+    /// The highest number that a commit in these segments can have.
+    last_commit: u64,
     /// Segments that it has, and their bytes.
     present: BTreeMap<u64, u64>,
     /// Deleted ones that it may still have open.
@@ -106,7 +109,18 @@ impl Shelf {
         let own = present.keys().copied().filter(|id| folder::is_own(epoch, *id));
         let last_id = own.max().unwrap_or(folder::before_first(epoch));
         let most = present.len() as u64 + MOST_FURTHER;
-        Shelf { folder, epoch, last_id, limit_bytes, most, present, held: Vec::new(), stock }
+        let last_commit = log.iter().filter_map(last_commit_possible).max().unwrap_or(0);
+        Shelf { folder, epoch, last_id, limit_bytes, most, last_commit, present, held: Vec::new(), stock }
+    }
+
+    /// The highest number that a commit can have that the sandbox has made: what it says of a later one is a lie.
+    pub(crate) fn last_commit(&self) -> u64 {
+        self.last_commit
+    }
+
+    /// Lets the segments take what these bounds allow, if that is more than before.
+    pub(crate) fn allow(&mut self, bounds: &Bounds) {
+        self.limit_bytes = self.limit_bytes.max(bounds.total_bytes);
     }
 
     /// A segment that is not as long as it was made, if there is one, and how long it is: the sandbox has written behind its end.
@@ -178,6 +192,7 @@ impl Shelf {
         let opened = Handed::open(&self.folder, id);
         let handed = opened.inspect_err(|_| drop(std::fs::remove_file(&path)))?;
         self.present.insert(id, handed.bytes);
+        self.last_commit = self.last_commit.saturating_add(commits_possible(handed.bytes));
         Ok((handed, fresh))
     }
 
@@ -193,6 +208,12 @@ impl Shelf {
         self.held.retain(|(file, _)| is_held(file));
         Ok(())
     }
+}
+
+/// As [`offline::last_commit_possible`]; nothing where it cannot be read: then its log cannot be opened either.
+fn last_commit_possible(handed: &Handed) -> Option<u64> {
+    let segment = FileSegment::new(handed.id, None, handed.read_only.try_clone().ok()?).ok()?;
+    offline::last_commit_possible(&segment).ok().flatten()
 }
 
 /// Whether anybody but us has a file open or mapped, by the lock that [`Handed::open`] put on it.
@@ -225,6 +246,18 @@ mod tests {
         shelf.retire(one.id).unwrap();
         let three = shelf.spare(1).unwrap();
         assert!(three.id > two.id, "a number was used twice");
+    }
+
+    #[test]
+    fn there_are_no_more_commits_than_segments_can_hold() {
+        let (_dir, mut shelf) = shelf(u64::MAX);
+        assert_eq!(shelf.last_commit(), 0);
+        let one = shelf.spare(1).unwrap();
+        assert_eq!(shelf.last_commit(), SEGMENT_BYTES / 64);
+        // Given back or not: it may have been full before.
+        shelf.retire(one.id).unwrap();
+        shelf.spare(1).unwrap();
+        assert_eq!(shelf.last_commit(), 2 * SEGMENT_BYTES / 64);
     }
 
     #[test]

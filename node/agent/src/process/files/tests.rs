@@ -57,6 +57,20 @@ impl Room {
     }
 }
 
+/// A process's state is found by its name and those of its folders; whoever promises a commit has to have written them.
+#[test]
+fn all_names_of_a_new_process_are_synced_before_a_function_runs() {
+    let room = Room::new();
+    let synced = || crate::dir::tests::SYNCED.take();
+    synced();
+    room.open(NEW, 7).unwrap();
+    let (local, app) = (room.paths.local.clone(), room.paths.state.clone());
+    let state = app.parent().unwrap().to_owned();
+    assert_eq!(synced(), [local.clone(), app.clone(), state.clone()], "a new process's folders");
+    room.open(Origin::Local, 8).unwrap();
+    assert_eq!(synced(), [local, app, state], "its first term may have ended before");
+}
+
 const SWAPPED: Origin = Origin::Swapped { epoch: Epoch::new(9) };
 
 fn whose(born: u64) -> Whose {
