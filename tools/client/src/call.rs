@@ -34,6 +34,12 @@ pub struct Call<'a> {
     pub deadline: Option<Duration>,
     /// Answer `unknown-process` rather than create the process.
     pub never_create: bool,
+    /// Stands for this call when it is made again: 1 to 128 bytes of visible ASCII. Needs `process`.
+    pub idempotency_key: Option<&'a str>,
+    /// What the commit must survive before the reply is sent: `process` or `node`.
+    pub durability: Option<&'a str>,
+    /// The `traceparent` of W3C Trace Context that this call belongs to.
+    pub traceparent: Option<&'a str>,
 }
 
 /// The input of a call.
@@ -73,6 +79,8 @@ pub struct ReplyHead {
     pub epoch: Option<u64>,
     /// Content type of the reply.
     pub content_type: Option<String>,
+    /// It was remembered from an earlier call with the same idempotency key.
+    pub replayed: bool,
 }
 
 impl ReplyHead {
@@ -86,6 +94,7 @@ impl ReplyHead {
             commit: number("denizen-commit"),
             epoch: number("denizen-epoch"),
             content_type: text("content-type"),
+            replayed: headers.get("denizen-replayed").is_some_and(|value| value == "true"),
         }
     }
 }
@@ -142,6 +151,17 @@ impl Node {
             // Zero would mean "none"; a deadline under a millisecond is still one.
             let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX).max(1);
             request = request.header("Denizen-Deadline-Ms", deadline_ms);
+        }
+        if let Some(key) = call.idempotency_key {
+            // A string of RFC 9651.
+            let key = key.replace('\\', "\\\\").replace('"', "\\\"");
+            request = request.header("Idempotency-Key", format!("\"{key}\""));
+        }
+        if let Some(durability) = call.durability {
+            request = request.header("Denizen-Durability", durability);
+        }
+        if let Some(traceparent) = call.traceparent {
+            request = request.header("traceparent", traceparent);
         }
         if call.never_create { request.header("Denizen-Create", "never") } else { request }
     }

@@ -22,8 +22,8 @@ pub use error::ClientError;
 pub use logs::{LogLines, LogQuery};
 pub use node::Node;
 pub use problem::{Blame, Problem, Retry};
-pub use state::{Export, Imported, Object, ObjectInfo, ObjectList};
+pub use state::{Captured, CapturedFile, Export, Imported, Object, ObjectInfo, ObjectList};
 pub use types::{
-    AppSummary, DeployOptions, Deployed, Function, ImageInUse, ImageSummary, LogLine, NodeInfo, Process,
-    RemovedImage, TypeLayout,
+    AppSummary, Connections, DeployOptions, Deployed, Function, ImageInUse, ImageSummary, LogLine, NodeInfo,
+    Process, RemovedImage, TypeLayout,
 };

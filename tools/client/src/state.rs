@@ -1,4 +1,5 @@
-//! The objects of a process from outside: listed, got, put, deleted, all of them at once in and out. Needs the node's token.
+//! The objects of a process from outside: listed, got, put, deleted, all of them at once in and out; and its captured files. Needs the
+//! node's token.
 
 use std::{
     fmt,
@@ -52,7 +53,7 @@ pub struct Object {
     pub value: Vec<u8>,
 }
 
-/// An archive of all objects as it streams out.
+/// An archive of all objects or all files, or one file, as it streams out.
 pub struct Export {
     body: BodyReader<'static>,
 }
@@ -67,6 +68,53 @@ impl fmt::Debug for Export {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Export").finish_non_exhaustive()
     }
+}
+
+/// What was captured under a path below `/state`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CapturedFile {
+    /// The path.
+    pub path: Vec<u8>,
+    /// What is there.
+    pub kind: Captured,
+}
+
+/// A captured file or directory.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Captured {
+    /// A directory.
+    Directory {
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A file.
+    File {
+        /// Its permission bits.
+        mode: u32,
+        /// Its length.
+        bytes: u64,
+        /// When it was modified, in seconds since 1970.
+        modified_s: i64,
+    },
+    /// Its entry is damaged, so that nobody can tell.
+    Damaged {
+        /// What is wrong.
+        why: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct RawFiles {
+    files: Vec<RawFile>,
+}
+
+#[derive(Deserialize)]
+struct RawFile {
+    path: String,
+    #[serde(flatten)]
+    kind: Captured,
 }
 
 /// What an import did.
@@ -177,6 +225,34 @@ impl Node {
             .header("Expect", "100-continue");
         let mut archive = InputReader(archive);
         self.json(self.send(request, SendBody::from_reader(&mut archive))?)
+    }
+
+    /// The captured files of a process, in the order of their paths.
+    pub fn files(&self, app: &str, process: &str) -> Result<Vec<CapturedFile>, ClientError> {
+        let request = self.request("GET", &["v1", "apps", app, "processes", process, "files"]);
+        let list: RawFiles = self.json(self.send(request, SendBody::none())?)?;
+        let file = |RawFile { path, kind }| match from_hex(&path) {
+            Some(path) => Ok(CapturedFile { path, kind }),
+            None => Err(self.nonsense(format!("`{path}` is no path"))),
+        };
+        list.files.into_iter().map(file).collect()
+    }
+
+    /// The bytes of a captured file, as they stream out.
+    pub fn file(&self, app: &str, process: &str, file: &[u8]) -> Result<Export, ClientError> {
+        let mut last = "/".to_owned();
+        path::encode_bytes_into(&mut last, file);
+        let request =
+            self.request_with_query("GET", &["v1", "apps", app, "processes", process, "files"], &last);
+        let response = self.send(request, SendBody::none())?;
+        Ok(Export { body: response.into_body().into_reader() })
+    }
+
+    /// All captured files, as a tar archive that streams.
+    pub fn files_archive(&self, app: &str, process: &str) -> Result<Export, ClientError> {
+        let request = self.request("GET", &["v1", "apps", app, "processes", process, "files.tar"]);
+        let response = self.send(request, SendBody::none())?;
+        Ok(Export { body: response.into_body().into_reader() })
     }
 
     fn object_request(&self, method: &str, app: &str, process: &str, key: &[u8]) -> Builder {

@@ -179,6 +179,12 @@ pub struct Process {
     /// Calls since it became active.
     #[serde(default)]
     pub invocations: u64,
+    /// Of them those over connections that its sandbox was given, as that says.
+    #[serde(default)]
+    pub direct_calls: u64,
+    /// Its connections.
+    #[serde(default)]
+    pub connections: Connections,
     /// How it is isolated.
     #[serde(default)]
     pub isolation: Value,
@@ -188,6 +194,15 @@ pub struct Process {
     /// Members of a newer node.
     #[serde(flatten)]
     pub more: Map<String, Value>,
+}
+
+/// Connections to a process that are given to its sandboxes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Its sandbox has these.
+    pub given: u64,
+    /// These rest: their clients say nothing.
+    pub parked: u64,
 }
 
 /// One line of a process's output.

@@ -49,11 +49,14 @@ fn counter_call() -> Call<'static> {
 
 #[test]
 fn a_call_is_spelled_as_the_interface_says() {
-    let head = "200 OK\r\nDenizen-Commit: 7\r\nDenizen-Process: alice\r\nContent-Type: application/json";
+    let head = "200 OK\r\nDenizen-Commit: 7\r\nDenizen-Process: alice\r\nDenizen-Replayed: true\r\nContent-Type: application/json";
     let (node, told) = fake_node(answer(head, r#"{"count":2}"#));
     let call = Call {
         deadline: Some(std::time::Duration::from_micros(1)),
         never_create: true,
+        idempotency_key: Some("order \"7\\"),
+        durability: Some("node"),
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         content_type: Some("text/x"),
         ..counter_call()
     };
@@ -62,6 +65,7 @@ fn a_call_is_spelled_as_the_interface_says() {
     reply.read_to_string(&mut text).unwrap();
     assert_eq!(text, "{\"count\":2}");
     assert_eq!((reply.head.commit, reply.head.process.as_deref()), (Some(7), Some("alice")));
+    assert!(reply.head.replayed);
     drop(reply);
     drop(node);
     let request = told.recv().unwrap().to_ascii_lowercase();
@@ -72,6 +76,9 @@ fn a_call_is_spelled_as_the_interface_says() {
     for expected in [
         "denizen-deadline-ms: 1\r\n",
         "denizen-create: never\r\n",
+        "denizen-durability: node\r\n",
+        "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n",
+        "idempotency-key: \"order \\\"7\\\\\"\r\n",
         "content-type: text/x\r\n",
         "content-length: 8\r\n",
         "authorization: bearer t0ken\r\n",

@@ -94,6 +94,9 @@ pub(crate) struct Dev {
     /// Processes that may have a sandbox at once [default: one for each 8 MiB of memory]
     #[arg(long, value_name = "N", env = "DENIZEN_MAX_ACTIVE", hide_env_values = true)]
     pub(crate) max_active: Option<usize>,
+    /// How callers of the framed protocol reach processes at least: `ring`, or `relay`, whatever an image says [default: ring]
+    #[arg(long, value_name = "MODE", env = "DENIZEN_ISOLATION", hide_env_values = true)]
+    pub(crate) isolation: Option<denizen_image::Isolation>,
     /// Refuse to start where a layer of isolation is missing
     #[arg(long, env = "DENIZEN_REQUIRE_ISOLATION", hide_env_values = true)]
     #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
@@ -144,6 +147,18 @@ pub(crate) struct Invoke {
     /// Whether to create the process if it does not exist [default: the image decides]
     #[arg(long, value_name = "WHEN")]
     pub(crate) create: Option<Create>,
+    /// Idempotency key: the same call with the same key runs once, and its reply is remembered
+    #[arg(long, value_name = "KEY", value_parser = crate::units::parse_key)]
+    pub(crate) key: Option<String>,
+    /// What the commit must survive before the reply is sent: process or node [default: the image's choice]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) durability: Option<Durability>,
+    /// The W3C trace that the call belongs to: 00-TRACE-PARENT-FLAGS; one that is none is ignored
+    #[arg(long, value_name = "TRACE", env = "TRACEPARENT", hide_env_values = true)]
+    pub(crate) traceparent: Option<String>,
+    /// Over HTTP, to the node here or to the one at URL [default: in frames, where the node has a data port]
+    #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "", require_equals = true)]
+    pub(crate) http: Option<String>,
     /// Write the reply to a terminal as it is, control characters and all
     #[arg(long)]
     pub(crate) raw: bool,
@@ -162,12 +177,19 @@ pub(crate) struct Load {
     /// In frames, over the data port
     #[arg(long)]
     pub(crate) framed: bool,
-    /// Connections, each with a thread of its own
+    /// Connections; over HTTP each has a thread of its own
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) connections: u32,
+    /// Threads that share the connections, with --framed [default: one per core, at most one per connection]
+    #[arg(long, value_name = "N", requires = "framed")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) threads: Option<u32>,
+    /// Look for answers again and again instead of sleeping, with --framed: a core for each thread, and some microseconds less
+    #[arg(long, requires = "framed")]
+    pub(crate) busy: bool,
     /// Calls in flight on each connection, with --framed
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "framed")]
+    #[arg(long, visible_alias = "pipeline", value_name = "N", default_value_t = 1, requires = "framed")]
     #[arg(value_parser = crate::units::parse_depth)]
     pub(crate) depth: usize,
     /// Calls per second in all, due at fixed times (open loop) [default: each when the last is answered (closed loop)]
@@ -188,6 +210,23 @@ pub(crate) struct Load {
     /// A token for the data port [default: one signed with the node's keys]
     #[arg(long, value_name = "TOKEN", env = "DENIZEN_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Durability {
+    /// The end of its sandbox and of the node's program
+    Process,
+    /// The loss of the node's power
+    Node,
+}
+
+impl Durability {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Durability::Process => "process",
+            Durability::Node => "node",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -328,7 +367,7 @@ pub(crate) enum State {
     Export(StateExport),
     /// Put all objects of an export; what else there is stays
     Import(StateImport),
-    /// List the captured files of /state, or write one to stdout; only while no node runs. An export has none of them
+    /// List the captured files of /state, or write out one or all of them. An export has none of them
     Files(StateFiles),
 }
 
@@ -337,8 +376,15 @@ pub(crate) struct StateFiles {
     /// The process
     #[arg(value_name = "APP/PROCESS")]
     pub(crate) target: String,
-    /// Write this file, below /state, to stdout
+    /// Write out this file, below /state
+    #[arg(conflicts_with = "tar")]
     pub(crate) path: Option<String>,
+    /// Write out all of them as a tar archive
+    #[arg(long)]
+    pub(crate) tar: bool,
+    /// Where to write a file or the archive [default: stdout]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -38,6 +38,7 @@ impl Host {
             allow_hosts: settings.allow_hosts.clone(),
             idle_override: settings.idle,
             max_active: settings.max_active,
+            isolation: settings.isolation,
             data: settings.data,
             data_elsewhere: settings.data_elsewhere,
             ..AgentConfig::new(dir.to_owned(), settings.http)

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use denizen_image::Isolation;
 use serde::Deserialize;
 
 use crate::{cli, failure::Failure, units};
@@ -30,6 +31,7 @@ pub(crate) struct Settings {
     pub(crate) pool: usize,
     pub(crate) idle: Option<Duration>,
     pub(crate) max_active: Option<usize>,
+    pub(crate) isolation: Isolation,
     pub(crate) require_isolation: bool,
     pub(crate) release: bool,
     pub(crate) watch: bool,
@@ -46,6 +48,7 @@ struct ConfigFile {
     pool: Option<usize>,
     idle: Option<String>,
     max_active: Option<usize>,
+    isolation: Option<Isolation>,
     require_isolation: Option<bool>,
     release: Option<bool>,
     watch: Option<bool>,
@@ -94,6 +97,7 @@ impl Settings {
             data_elsewhere,
             executors,
             pool: typed.pool.or(file.pool).unwrap_or(DEFAULT_POOL),
+            isolation: typed.isolation.or(file.isolation).unwrap_or_default(),
             require_isolation: typed.require_isolation.or(file.require_isolation).unwrap_or(false),
             release: typed.release.or(file.release).unwrap_or(false),
             watch: typed.no_watch.map(|no| !no).or(file.watch).unwrap_or(true),
@@ -111,6 +115,7 @@ impl Settings {
             pool: 1,
             idle: None,
             max_active: None,
+            isolation: Isolation::default(),
             require_isolation: false,
             release: false,
             watch: false,
@@ -173,6 +178,8 @@ mod tests {
 
     use clap::{CommandFactory as _, Parser as _};
 
+    use denizen_image::Isolation;
+
     use super::{ConfigFile, Settings, parse_http};
     use crate::{cli, terminal::Paint};
 
@@ -199,6 +206,9 @@ mod tests {
             (None, Some(3))
         );
         assert!(Settings::of(&typed(&["--max-active", "0"]), dir.path()).is_err());
+        assert_eq!(settings.isolation, Isolation::Ring);
+        let relayed = Settings::of(&typed(&["--isolation", "relay"]), dir.path()).unwrap();
+        assert_eq!(relayed.isolation, Isolation::Relay);
         assert!(Settings::of(&typed(&["--no-watch=false"]), dir.path()).unwrap().watch);
         assert!(Settings::of(&typed(&["--require-isolation"]), dir.path()).unwrap().require_isolation);
     }

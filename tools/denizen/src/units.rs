@@ -37,6 +37,12 @@ pub(crate) fn parse_depth(text: &str) -> Result<usize, String> {
     }
 }
 
+/// An idempotency key, as a node takes it.
+pub(crate) fn parse_key(text: &str) -> Result<String, String> {
+    let fits = (1..=128).contains(&text.len()) && text.bytes().all(|byte| (0x20..0x7F).contains(&byte));
+    if fits { Ok(text.to_owned()) } else { Err("a key has 1 to 128 bytes of visible ASCII".to_owned()) }
+}
+
 /// `0 B`, `512 B`, `1.5 KiB`, `12 MiB`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -88,7 +94,7 @@ pub(crate) fn count(number: u64, one: &str, many: &str) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::{bytes, duration, parse_duration};
+    use super::{bytes, duration, parse_duration, parse_key};
 
     #[test]
     fn times_are_read() {
@@ -108,6 +114,14 @@ mod tests {
         ] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn keys_are_what_a_header_can_carry() {
+        for (key, fits) in [("order 7", true), ("", false), ("a\nb", false), ("caf\u{e9}", false)] {
+            assert_eq!(parse_key(key).is_ok(), fits, "{key:?}");
+        }
+        assert!(parse_key(&"k".repeat(128)).is_ok() && parse_key(&"k".repeat(129)).is_err());
     }
 
     #[test]

@@ -1,104 +1,132 @@
-//! The same protocol for asynchronous programs, over anything that is `AsyncRead + AsyncWrite` (of `futures-io`), on any runtime.
+//! The same client for asynchronous programs, on any runtime: the same machine as the blocking one, so that it reconnects, resumes, follows
+//! and gives up alike.
 //!
 //! A [`Handle`] makes calls, is cheap to clone and is used by any number of tasks at once; a [`Driver`] moves the
 //! bytes, and is a future to be spawned once. Neither makes a task, a thread, a socket or a timer: those are the
-//! runtime's. So it does not connect again either; when the connection ends, each call ends with what is known of it
-//! ([`Error::retry`]), and a new connection is its user's to make, with
-//! [`Handle::memory`] handed on so that owners of the past are still recognized.
+//! program's [`Runtime`]'s, which is two functions.
 //!
-//! A call whose future is dropped is cancelled. A deadline is told to the node; to stop waiting by one's own clock, drop the future.
+//! A call whose future is dropped is cancelled.
 
 use std::{
     collections::HashMap,
-    future::Future,
+    fmt,
+    future::{Future, poll_fn},
     io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
+    time::{Duration, Instant},
 };
 
-use denizen_protocol::{
-    Blame, CancelReason, Problem, Retry, client,
-    problem::{FUNCTIONS_CHANGED, MOVED},
-};
+use denizen_protocol::CancelReason;
 use futures_lite::io::{AsyncRead, AsyncWrite};
 
-pub use denizen_protocol::client::Memory;
-
 use crate::{
-    connection::{MAX_TRIES, end_of},
     error::Error,
-    exchange::{Exchange, Turn},
+    machine::{Input, Machine},
     options::Options,
-    request::{Reply, Request},
+    request::{Reply, ReplyHead, Request},
+    stream::Flow,
 };
 
 const READ_BYTES: usize = 64 << 10;
-/// Reads in a row, before other tasks have their turn.
+/// Rounds in a row, before other tasks have their turn.
 const TURNS: u32 = 16;
+
+/// What a client needs of the program that it is in.
+pub trait Runtime {
+    /// A connection to a node.
+    type Stream: AsyncRead + AsyncWrite + Unpin;
+    /// See [`Runtime::connect`].
+    type Connecting: Future<Output = io::Result<Self::Stream>>;
+    /// See [`Runtime::sleep`].
+    type Sleeping: Future<Output = ()>;
+
+    /// Connects to `host:port`. It is dropped when it takes longer than [`Options::connect_timeout`]. TCP connections should have
+    /// `TCP_NODELAY`, and keep-alive that notices within a minute that the other end has vanished.
+    fn connect(&self, address: &str) -> Self::Connecting;
+
+    /// Ends after this time.
+    fn sleep(&self, time: Duration) -> Self::Sleeping;
+}
 
 /// What the handles and the driver share. The lock is held for a moment, never over a wait.
 #[derive(Debug)]
 struct Shared {
-    /// Until the connection is over.
-    exchange: Option<Exchange>,
-    /// What each call that waits is woken by.
-    wakers: HashMap<u64, Waker>,
-    /// Calls that wait for room.
-    crowd: Vec<Waker>,
+    machine: Machine,
+    /// What each call that waits is woken by, and the end that its task has not looked at yet.
+    calls: HashMap<u64, Slot>,
+    /// Streams, and tasks that wait for a connection: woken whenever something happens.
+    others: Vec<Waker>,
+    /// How much of [`Machine::news`] they know of.
+    heard: u64,
     driver: Option<Waker>,
-    /// Calls that have ended, and whose task has not looked yet.
-    ended: HashMap<u64, Result<Reply, Error>>,
-    /// Once the connection is over.
-    memory: Memory,
-    over: Option<Error>,
+    /// Why no connection could be had.
+    given_up: Option<Error>,
     handles: usize,
-    address: String,
-    reply_limit: usize,
+    is_driven: bool,
 }
 
-/// Makes calls on one connection.
+#[derive(Debug)]
+enum Slot {
+    Waits(Waker),
+    Ended(Box<Result<Reply, Error>>),
+}
+
+/// Makes calls.
 #[derive(Debug)]
 pub struct Handle(Arc<Mutex<Shared>>);
 
-/// Moves the bytes of one connection. Spawn it, or poll it beside the calls; it ends when the connection does, or
-/// when the last [`Handle`] is gone.
-#[derive(Debug)]
+/// Moves the bytes of one client. Spawn it, or poll it beside the calls; it ends when the last [`Handle`] and [`CallStream`] is gone.
+/// Dropped before, it ends every call.
 #[must_use = "no call gets an answer unless this is polled"]
-pub struct Driver<S> {
+pub struct Driver<R: Runtime> {
     shared: Arc<Mutex<Shared>>,
-    stream: S,
+    runtime: R,
+    ends: Vec<Remote<R>>,
+    timer: Option<(Instant, Pin<Box<R::Sleeping>>)>,
     buf: Vec<u8>,
 }
 
-/// Greets the node over a stream that is connected to it. `memory` is what a former connection to the same application left, or empty.
-///
-/// Of the options it takes whom to reach, token, windows and reply limit; times are the runtime's.
+/// One connection.
+struct Remote<R: Runtime> {
+    key: u64,
+    at: Stage<R>,
+}
+
+enum Stage<R: Runtime> {
+    Connecting(Pin<Box<R::Connecting>>),
+    Connected(R::Stream),
+}
+
+impl<R: Runtime> fmt::Debug for Driver<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").field("shared", &self.shared).finish_non_exhaustive()
+    }
+}
+
+/// A client. It connects when the first call is made, or when [`Handle::accepted`] is waited for.
 ///
 /// # Errors
-/// [`Error::Token`] and [`Error::Refused`] for options that cannot be. Whether the node accepts the connection is
-/// told by [`Handle::accepted`].
-pub fn connect<S>(stream: S, options: &Options, memory: Memory) -> Result<(Handle, Driver<S>), Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let target = options.target()?;
-    let mut out = Vec::new();
-    let opened = client::Connection::open(&target.hello, memory, &mut out);
-    let protocol = opened.map_err(|violation| Error::Refused(violation.into()))?;
+/// [`Error::Token`] and [`Error::Refused`] for options that cannot be.
+pub fn client<R: Runtime>(options: Options, runtime: R) -> Result<(Handle, Driver<R>), Error> {
     let shared = Arc::new(Mutex::new(Shared {
-        exchange: Some(Exchange::new(protocol, out, options.reply_limit)),
-        wakers: HashMap::new(),
-        crowd: Vec::new(),
+        machine: Machine::new(options)?,
+        calls: HashMap::new(),
+        others: Vec::new(),
+        heard: 0,
         driver: None,
-        memory: Memory::default(),
-        ended: HashMap::new(),
-        over: None,
+        given_up: None,
         handles: 1,
-        address: target.address,
-        reply_limit: options.reply_limit,
+        is_driven: true,
     }));
-    let driver = Driver { shared: Arc::clone(&shared), stream, buf: vec![0; READ_BYTES] };
+    let driver = Driver {
+        shared: Arc::clone(&shared),
+        runtime,
+        ends: Vec::new(),
+        timer: None,
+        buf: vec![0; READ_BYTES],
+    };
     Ok((Handle(shared), driver))
 }
 
@@ -120,12 +148,30 @@ impl Drop for Handle {
 }
 
 impl Handle {
-    /// Waits until the node has accepted the connection.
+    /// Waits until a node has accepted the connection.
     ///
     /// # Errors
-    /// [`Error::Problem`] when it refuses; of type `moved`, with the address, when the process lives elsewhere. [`Error::Lost`].
+    /// [`Error::Unreachable`] when the patience is over; [`Error::Problem`] when the node refuses, as with `bad-token`.
     pub async fn accepted(&self) -> Result<(), Error> {
-        std::future::poll_fn(|context| lock(&self.0).poll_room(context, |_| true)).await
+        let mut is_asked = false;
+        poll_fn(|context| {
+            let mut shared = lock(&self.0);
+            if shared.machine.is_connected() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(error) = shared.given_up.clone().filter(|_| is_asked || !shared.is_driven) {
+                return Poll::Ready(Err(error));
+            }
+            if !is_asked {
+                is_asked = true;
+                shared.given_up = None;
+                shared.machine.want();
+                shared.wake_driver();
+            }
+            shared.wait_for_news(context);
+            Poll::Pending
+        })
+        .await
     }
 
     /// Calls a function and waits for its whole reply. Dropped before, the call is cancelled.
@@ -133,75 +179,193 @@ impl Handle {
     /// # Errors
     /// Any [`Error`].
     pub async fn call(&self, request: impl Into<Request>, input: impl AsRef<[u8]>) -> Result<Reply, Error> {
-        let request = request.into();
-        let input: Arc<[u8]> = Arc::from(input.as_ref());
-        let mut tries = 0;
-        loop {
-            let mut running = Running { shared: &self.0, id: None };
-            let end = std::future::poll_fn(|context| running.poll(context, &request, &input)).await;
-            tries += 1;
-            match end {
-                // The index was of an older image; it is forgotten, and the name is sent this time.
-                Err(Error::Problem(problem)) if problem.kind == FUNCTIONS_CHANGED && tries < MAX_TRIES => {}
-                end => return end,
-            }
-        }
+        let mut asked = Some((request.into(), Input::Whole(Arc::from(input.as_ref()))));
+        let mut running = Running { shared: &self.0, ticket: None };
+        poll_fn(|context| running.poll(context, &mut asked)).await
     }
 
-    /// What is to be handed on to the next connection: functions, and the highest epochs seen.
-    pub fn memory(&self) -> Memory {
-        let shared = lock(&self.0);
-        shared.exchange.as_ref().map_or(&shared.memory, Exchange::memory).clone()
+    /// Begins a call whose input is written and whose reply is read piece by piece. `length` is that of the whole
+    /// input, if known. It is never made again: what has gone through the caller's hands cannot be taken back.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn stream(
+        &self,
+        request: impl Into<Request>,
+        length: Option<u64>,
+    ) -> Result<CallStream, Error> {
+        let handle = self.clone();
+        let ticket = {
+            let mut shared = lock(&self.0);
+            shared.may_call()?;
+            let ticket = shared.machine.begin(request.into(), Input::Stream { length }, Instant::now());
+            shared.wake_driver();
+            ticket
+        };
+        let mut stream = CallStream { handle, flow: Flow::new(ticket) };
+        poll_fn(|context| stream.poll(context, |flow, machine| Ok(flow.is_begun(machine)?.then_some(()))))
+            .await?;
+        Ok(stream)
+    }
+
+    /// The highest epoch seen of a process; 0 if none was.
+    pub fn epoch(&self, process: &str) -> u64 {
+        lock(&self.0).machine.epoch(process)
+    }
+
+    /// Calls that have not ended.
+    pub fn in_flight(&self) -> usize {
+        lock(&self.0).machine.in_flight()
     }
 }
 
 /// One call of a handle.
 struct Running<'h> {
     shared: &'h Mutex<Shared>,
-    /// Once it is sent, until it has ended.
-    id: Option<u64>,
+    /// Once it is begun, until it has ended.
+    ticket: Option<u64>,
 }
 
 impl Running<'_> {
     fn poll(
         &mut self,
         context: &mut Context<'_>,
-        request: &Request,
-        input: &Arc<[u8]>,
+        asked: &mut Option<(Request, Input)>,
     ) -> Poll<Result<Reply, Error>> {
         let mut shared = lock(self.shared);
-        let Some(id) = self.id else {
-            match shared.poll_room(context, Exchange::has_room) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(())) => {}
-            }
-            let Some(exchange) = &mut shared.exchange else { return Poll::Pending };
-            let id = exchange.begin(request, request.deadline, input).map_err(Error::Refused)?;
-            self.id = Some(id);
-            shared.wakers.insert(id, context.waker().clone());
+        if let Some((request, input)) = asked.take() {
+            shared.may_call()?;
+            self.ticket = Some(shared.machine.begin(request, input, Instant::now()));
             shared.wake_driver();
-            return Poll::Pending;
-        };
-        let end = shared.ended.remove(&id);
-        if end.is_some() {
-            self.id = None;
-        } else {
-            shared.wakers.insert(id, context.waker().clone());
         }
-        end.map_or(Poll::Pending, Poll::Ready)
+        let Some(ticket) = self.ticket else { return Poll::Ready(Err(Error::NoSuchCall)) };
+        if let Some(Slot::Ended(_)) = shared.calls.get(&ticket)
+            && let Some(Slot::Ended(end)) = shared.calls.remove(&ticket)
+        {
+            self.ticket = None;
+            return Poll::Ready(*end);
+        }
+        shared.calls.insert(ticket, Slot::Waits(context.waker().clone()));
+        Poll::Pending
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        let Some(id) = self.id else { return };
+        let Some(ticket) = self.ticket else { return };
         let mut shared = lock(self.shared);
-        shared.wakers.remove(&id);
-        shared.ended.remove(&id);
-        if let Some(exchange) = &mut shared.exchange {
-            exchange.abandon(id, CancelReason::Unwanted);
+        shared.calls.remove(&ticket);
+        shared.machine.forget(ticket, CancelReason::Unwanted);
+        shared.wake_driver();
+    }
+}
+
+/// A call whose input is written and whose reply is read. Reading ends the input, if closing has not; use
+/// [`CallStream::read_some`] where a function answers while it is still being told.
+///
+/// I/O errors carry an [`Error`]: [`io::Error::get_ref`] and a downcast bring it back. Dropped before its end, the call is cancelled.
+#[derive(Debug)]
+pub struct CallStream {
+    handle: Handle,
+    flow: Flow,
+}
+
+impl CallStream {
+    /// Does something, or waits until it may be possible.
+    fn poll<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        what: impl FnOnce(&mut Flow, &mut Machine) -> Result<Option<T>, Error>,
+    ) -> Poll<Result<T, Error>> {
+        let mut shared = lock(&self.handle.0);
+        let done = what(&mut self.flow, &mut shared.machine)?;
+        if done.is_none() {
+            shared.wait_for_news(context);
+        } else {
+            // What was written, or credit for what was read, is to be sent.
+            shared.wake_driver();
         }
+        done.map_or(Poll::Pending, |done| Poll::Ready(Ok(done)))
+    }
+
+    /// Ends the input.
+    ///
+    /// # Errors
+    /// Any [`Error`]: how the call ended, if it did.
+    pub async fn finish(&mut self) -> Result<(), Error> {
+        poll_fn(|context| self.poll_finish(context)).await
+    }
+
+    /// What the node says of the call; waits for the beginning of the reply. After the last byte it has the final commit.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn head(&mut self) -> Result<&ReplyHead, Error> {
+        poll_fn(|context| {
+            self.poll(context, |flow, machine| {
+                flow.look(machine)?;
+                Ok((flow.head().is_some() || flow.is_over()).then_some(()))
+            })
+        })
+        .await?;
+        self.flow.head().ok_or(Error::NoSuchCall)
+    }
+
+    /// Reads what is there, waiting for at least a byte, without ending the input. 0: the reply is over.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub async fn read_some(&mut self, into: &mut [u8]) -> Result<usize, Error> {
+        poll_fn(|context| self.poll_some(context, into)).await
+    }
+
+    fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.poll(context, |flow, machine| flow.finish(machine).map(|done| done.then_some(())))
+    }
+
+    fn poll_some(&mut self, context: &mut Context<'_>, into: &mut [u8]) -> Poll<Result<usize, Error>> {
+        self.poll(context, |flow, machine| flow.read(machine, into))
+    }
+}
+
+impl AsyncRead for CallStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.poll_finish(context) {
+            Poll::Ready(Ok(())) => self.poll_some(context, into).map_err(io::Error::other),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(io::Error::other(error))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncWrite for CallStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll(context, |flow, machine| flow.write(machine, bytes)).map_err(io::Error::other)
+    }
+
+    /// There is nothing here to be flushed: the driver sends what was written.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends the input.
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_finish(context).map_err(io::Error::other)
+    }
+}
+
+impl Drop for CallStream {
+    fn drop(&mut self) {
+        let mut shared = lock(&self.handle.0);
+        shared.machine.forget(self.flow.ticket, CancelReason::Unwanted);
         shared.wake_driver();
     }
 }
@@ -213,147 +377,147 @@ impl Shared {
         }
     }
 
-    /// Waits until the connection is accepted and `is_enough` of it.
-    fn poll_room(
-        &mut self,
-        context: &mut Context<'_>,
-        is_enough: impl Fn(&Exchange) -> bool,
-    ) -> Poll<Result<(), Error>> {
-        match &self.exchange {
-            // A DRAIN leaves no room, and none will come.
-            Some(exchange) if exchange.drain().is_some() => Poll::Ready(Err(self.closed())),
-            Some(exchange) if exchange.is_accepted() && is_enough(exchange) => Poll::Ready(Ok(())),
-            Some(_) => {
-                self.crowd.push(context.waker().clone());
-                Poll::Pending
-            }
-            None => Poll::Ready(Err(self.closed())),
+    fn wait_for_news(&mut self, context: &Context<'_>) {
+        if !self.others.iter().any(|waker| waker.will_wake(context.waker())) {
+            self.others.push(context.waker().clone());
         }
     }
 
-    /// Why there is no connection, for a call that was not sent.
-    fn closed(&self) -> Error {
-        self.over.as_ref().map_or_else(
-            || {
-                let source =
-                    io::Error::new(io::ErrorKind::NotConnected, "the connection takes no more calls");
-                Error::Lost { address: self.address.clone(), retry: Retry::Safe, source: Arc::new(source) }
-            },
-            Error::for_unsent,
-        )
+    /// Without a driver no call would ever end.
+    fn may_call(&self) -> Result<(), Error> {
+        if self.is_driven { Ok(()) } else { Err(undriven()) }
     }
 
-    /// Hands out what has ended, and wakes those for whom something has happened.
+    /// Hands out what has ended, and wakes those for whom something may have happened.
     fn wake(&mut self) {
-        let Some(exchange) = &mut self.exchange else { return };
-        for id in exchange.take_ended() {
-            let Some(incoming) = exchange.take(id) else { continue };
-            self.ended.insert(id, end_of(incoming, self.reply_limit));
-            if let Some(waker) = self.wakers.remove(&id) {
+        while let Some((ticket, end)) = self.machine.pop_ended() {
+            // One that was dropped has nobody to be told.
+            if let Some(Slot::Waits(waker)) = self.calls.insert(ticket, Slot::Ended(Box::new(end))) {
                 waker.wake();
             }
         }
-        let has_room = exchange.is_accepted() && exchange.has_room();
-        if has_room || exchange.drain().is_some() {
-            self.crowd.drain(..).for_each(Waker::wake);
+        if let Some(error) = self.machine.take_given_up() {
+            self.given_up = Some(error);
         }
-    }
-
-    /// The connection is over: every call ends.
-    fn end(&mut self, why: Error) -> Result<(), Error> {
-        self.wake();
-        let Some(exchange) = self.exchange.take() else { return Ok(()) };
-        let (lost, _) = exchange.lost();
-        for call in &lost.unfinished {
-            let retry = match call.fate {
-                client::Fate::NotExecuted => Retry::Safe,
-                client::Fate::Unknown => Retry::Unknown,
-            };
-            // One that was abandoned has nobody to be told.
-            if let Some(waker) = self.wakers.remove(&call.id) {
-                self.ended.insert(call.id, Err(why.for_call(retry)));
-                waker.wake();
-            }
-        }
-        self.memory = lost.memory;
-        self.over = Some(why.clone());
-        self.crowd.drain(..).for_each(Waker::wake);
-        if self.handles == 0 { Ok(()) } else { Err(why) }
-    }
-
-    fn cut(&mut self, error: io::Error) -> Result<(), Error> {
-        let address = self.address.clone();
-        self.end(Error::Lost { address, retry: Retry::Unknown, source: Arc::new(error) })
-    }
-
-    /// Takes in what was received. Says how the connection ended, if it did.
-    fn receive(&mut self, bytes: &[u8]) -> Option<Result<(), Error>> {
-        let exchange = self.exchange.as_mut()?;
-        let received = exchange.receive(bytes);
-        let turn = exchange.turn();
-        self.wake();
-        match (turn, received) {
-            (Some(Turn::Refused(problem)), _) => Some(self.end(Error::Problem(Box::new(problem)))),
-            (Some(Turn::Moved(moved)), _) => {
-                let mut problem = Problem::new(MOVED, Blame::Host, Retry::Safe);
-                problem.address = Some(moved.address);
-                problem.epoch = moved.epoch;
-                Some(self.end(Error::Problem(Box::new(problem))))
-            }
-            (None, Err(source)) => {
-                let address = self.address.clone();
-                Some(self.end(Error::Broken { address, retry: Retry::Unknown, source }))
-            }
-            (None, Ok(())) => None,
+        if self.heard != self.machine.news() {
+            self.heard = self.machine.news();
+            self.others.drain(..).for_each(Waker::wake);
         }
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
-    /// Sends what can be sent.
-    fn send(&mut self, shared: &mut Shared, context: &mut Context<'_>) -> Result<(), io::Error> {
-        let Some(exchange) = &mut shared.exchange else { return Ok(()) };
-        while !exchange.fill().is_empty() {
-            match Pin::new(&mut self.stream).poll_write(context, exchange.unsent())? {
-                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(len) => exchange.was_sent(len),
-                Poll::Pending => return Ok(()),
-            }
+impl<R: Runtime> Driver<R> {
+    /// Does what can be done. Says whether anything was received or connected.
+    fn turn(&mut self, shared: &mut Shared, context: &mut Context<'_>) -> bool {
+        let machine = &mut shared.machine;
+        machine.pump(Instant::now());
+        if let Some((key, address)) = machine.dial(Instant::now()) {
+            let connecting = Box::pin(self.runtime.connect(&address));
+            self.ends.push(Remote { key, at: Stage::Connecting(connecting) });
         }
-        // Whether it is through is told when it is polled again.
-        match Pin::new(&mut self.stream).poll_flush(context) {
-            Poll::Ready(Err(error)) => Err(error),
-            _ => Ok(()),
+        let mut moved = false;
+        for end in &mut self.ends {
+            moved |= end.turn(machine, context, &mut self.buf);
         }
+        self.ends.retain(|end| machine.has_link(end.key));
+        shared.wake();
+        moved
+    }
+
+    /// Whether a time has come. Waits for the next one otherwise.
+    fn is_time(&mut self, shared: &Shared, context: &mut Context<'_>) -> bool {
+        let Some(at) = shared.machine.wake_at() else {
+            self.timer = None;
+            return false;
+        };
+        if self.timer.as_ref().is_none_or(|(set, _)| *set != at) {
+            let left = at.saturating_duration_since(Instant::now());
+            self.timer = Some((at, Box::pin(self.runtime.sleep(left))));
+        }
+        let is_over = self.timer.as_mut().is_some_and(|(_, timer)| timer.as_mut().poll(context).is_ready());
+        if is_over {
+            self.timer = None;
+        }
+        is_over
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Future for Driver<S> {
-    /// Why the connection ended; `Ok` if there is nobody left to make calls.
-    type Output = Result<(), Error>;
+impl<R: Runtime> Remote<R> {
+    fn turn(&mut self, machine: &mut Machine, context: &mut Context<'_>, buf: &mut [u8]) -> bool {
+        let mut moved = false;
+        if let Stage::Connecting(connecting) = &mut self.at {
+            match connecting.as_mut().poll(context) {
+                Poll::Pending => return false,
+                Poll::Ready(Err(error)) => {
+                    machine.cut(self.key, error, Instant::now());
+                    return true;
+                }
+                Poll::Ready(Ok(stream)) => {
+                    self.at = Stage::Connected(stream);
+                    machine.connected(self.key, Instant::now());
+                    moved = true;
+                }
+            }
+        }
+        let Stage::Connected(stream) = &mut self.at else { return moved };
+        // What the server said before it closed is still to be read when writing fails, and tells more.
+        let unsent = send(stream, self.key, machine, context).err();
+        match Pin::new(stream).poll_read(context, buf) {
+            Poll::Pending => match unsent {
+                Some(error) => machine.cut(self.key, error, Instant::now()),
+                None => return moved,
+            },
+            Poll::Ready(Ok(0)) => {
+                let error = unsent.unwrap_or(io::ErrorKind::UnexpectedEof.into());
+                machine.cut(self.key, error, Instant::now());
+            }
+            Poll::Ready(Err(error)) => machine.cut(self.key, error, Instant::now()),
+            Poll::Ready(Ok(len)) => machine.received(self.key, &buf[..len], Instant::now()),
+        }
+        true
+    }
+}
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+/// Sends what can be sent.
+fn send<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    key: u64,
+    machine: &mut Machine,
+    context: &mut Context<'_>,
+) -> io::Result<()> {
+    while !machine.fill(key).is_empty() {
+        match Pin::new(&mut *stream).poll_write(context, machine.fill(key))? {
+            Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(len) => machine.was_sent(key, len),
+            Poll::Pending => return Ok(()),
+        }
+    }
+    // Whether it is through is told when it is polled again.
+    match Pin::new(stream).poll_flush(context) {
+        Poll::Ready(Err(error)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Its parts are never pinned: what needs it is in a box of its own.
+impl<R: Runtime> Unpin for Driver<R> {}
+
+impl<R: Runtime> Future for Driver<R> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let everything = Arc::clone(&this.shared);
         let mut shared = lock(&everything);
         shared.driver = Some(context.waker().clone());
         for _ in 0..TURNS {
-            if let Err(error) = this.send(&mut shared, context) {
-                return Poll::Ready(shared.cut(error));
+            if shared.handles == 0 {
+                this.ends.clear();
+                return Poll::Ready(());
             }
-            let Some(exchange) = &shared.exchange else { return Poll::Ready(Ok(())) };
-            if exchange.is_drained() || shared.handles == 0 {
-                return Poll::Ready(shared.cut(io::ErrorKind::ConnectionAborted.into()));
-            }
-            match Pin::new(&mut this.stream).poll_read(context, &mut this.buf) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(0)) => return Poll::Ready(shared.cut(io::ErrorKind::UnexpectedEof.into())),
-                Poll::Ready(Err(error)) => return Poll::Ready(shared.cut(error)),
-                Poll::Ready(Ok(len)) => {
-                    if let Some(over) = shared.receive(&this.buf[..len]) {
-                        return Poll::Ready(over);
-                    }
-                }
+            let moved = this.turn(&mut shared, context);
+            if !moved && !this.is_time(&shared, context) {
+                return Poll::Pending;
             }
         }
         // Others have waited long enough.
@@ -362,12 +526,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Driver<S> {
     }
 }
 
-impl<S> Drop for Driver<S> {
+impl<R: Runtime> Drop for Driver<R> {
     fn drop(&mut self) {
+        let mut shared = lock(&self.shared);
+        shared.is_driven = false;
         let dropped =
-            io::Error::new(io::ErrorKind::ConnectionAborted, "the driver of the connection was dropped");
-        let _ = lock(&self.shared).cut(dropped);
+            io::Error::new(io::ErrorKind::ConnectionAborted, "the driver of the client was dropped");
+        shared.machine.close(dropped);
+        shared.wake();
+        shared.given_up = Some(undriven());
     }
+}
+
+fn undriven() -> Error {
+    let source = io::Error::new(io::ErrorKind::NotConnected, "the driver of the client was dropped");
+    Error::Unreachable { address: "any address".to_owned(), source: Arc::new(source) }
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {

@@ -8,11 +8,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use denizen_protocol::client::{self, Event, Lost};
+use denizen_protocol::client::{self, Event, Lost, Unfinished};
 use denizen_protocol::{
     CancelReason, CommandError, Drain, Final, Moved, PADDING, Part, Problem, Violation, padding,
 };
 
+use crate::error::Error;
 use crate::request::{ReplyHead, Request};
 
 /// Unsent bytes from which on no more input is copied behind them: the socket is the bottleneck then.
@@ -32,6 +33,8 @@ pub(crate) enum End {
     Failed(Box<Problem>),
     /// Longer than what is taken whole. The call was cancelled.
     TooLong,
+    /// The connection ended before it.
+    Over(Error),
 }
 
 /// What has come of one reply.
@@ -105,8 +108,9 @@ impl Exchange {
         self.drain.is_some() && self.protocol.in_flight() == 0
     }
 
-    pub(crate) fn memory(&self) -> &client::Memory {
-        self.protocol.memory()
+    /// The calls that a DRAIN refused.
+    pub(crate) fn refused(&mut self) -> Vec<Unfinished> {
+        self.protocol.refused()
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -162,7 +166,7 @@ impl Exchange {
         self.ended.retain(|ended| *ended != id);
         let Some(incoming) = self.calls.remove(&id) else { return };
         if incoming.streamed {
-            self.protocol.consumed(id, incoming.body.len() - incoming.at);
+            self.protocol.consumed(id, incoming.unread());
         }
         if incoming.end.is_none() {
             // It may have ended on the wire, or the connection may be over: nothing is to be told then.
@@ -187,13 +191,7 @@ impl Exchange {
     /// Reads from a stream's reply; 0 while nothing is there.
     pub(crate) fn read(&mut self, id: u64, into: &mut [u8]) -> usize {
         let Some(incoming) = self.calls.get_mut(&id) else { return 0 };
-        let len = (incoming.body.len() - incoming.at).min(into.len());
-        into[..len].copy_from_slice(&incoming.body[incoming.at..incoming.at + len]);
-        incoming.at += len;
-        if incoming.at == incoming.body.len() {
-            incoming.body.clear();
-            incoming.at = 0;
-        }
+        let len = incoming.read(into);
         self.protocol.consumed(id, len);
         len
     }
@@ -288,9 +286,28 @@ impl Exchange {
         }
     }
 
-    /// The connection is gone: what is left of it.
-    pub(crate) fn lost(self) -> (Lost, Option<Drain>) {
-        (self.protocol.lost(), self.drain)
+    /// The connection is gone: what is left of it, and of the replies.
+    pub(crate) fn lost(self) -> (Lost, HashMap<u64, Incoming>) {
+        (self.protocol.lost(), self.calls)
+    }
+}
+
+impl Incoming {
+    /// What is there and was not read.
+    pub(crate) fn unread(&self) -> usize {
+        self.body.len() - self.at
+    }
+
+    /// Hands out what is there, and nothing twice.
+    pub(crate) fn read(&mut self, into: &mut [u8]) -> usize {
+        let len = self.unread().min(into.len());
+        into[..len].copy_from_slice(&self.body[self.at..self.at + len]);
+        self.at += len;
+        if self.at == self.body.len() {
+            self.body.clear();
+            self.at = 0;
+        }
+        len
     }
 }
 

@@ -3,12 +3,13 @@
 //! * [`Connection`] blocks, and needs no thread of its own: whoever waits for a reply moves the bytes of all calls. It connects
 //!   again when it is cut off, follows the process to where it moved, and makes anew what can be made anew without harm.
 //! * [`Pool`] lends connections to threads, and keeps them for the next.
-//! * [`asynchronous`] is the same over any `AsyncRead + AsyncWrite`, for any runtime; reconnecting is left to its user.
+//! * [`Group`] has one thread use many connections.
+//! * [`asynchronous`] is the same for asynchronous programs, on any runtime.
 //!
 //! What must hold: **no call is executed twice by this crate's doing**. A call is made again only if the server said that it was not
-//! executed, or if it carries an idempotency key. In every other case the caller gets an [`Error`] whose [`Error::retry`] says
-//! what is known. And no answer of an owner that has lost its process is believed: the highest epoch seen counts, over
-//! reconnections.
+//! executed, if it carries an idempotency key, or if its caller says that it may be ([`Request::repeatable`]). In every other
+//! case the caller gets an [`Error`] whose [`Error::retry`] says what is known. And no answer of an owner that has lost its process
+//! is believed: the highest epoch seen counts, over reconnections and over all connections of a client.
 //!
 //! ```no_run
 //! use denizen_framed::{Connection, Options, Request};
@@ -32,16 +33,19 @@ pub mod asynchronous;
 mod connection;
 mod error;
 mod exchange;
-mod link;
+mod group;
+mod machine;
 mod options;
 mod pool;
 mod request;
+mod socket;
 mod stream;
 
 pub use connection::{Connection, Ticket};
 pub use denizen_protocol::{Blame, Durability, Problem, Retry, TraceParent};
 pub use error::Error;
+pub use group::Group;
 pub use options::Options;
 pub use pool::{Lent, Pool};
 pub use request::{Reply, ReplyHead, Request};
-pub use stream::CallStream;
+pub use stream::{CallStream, Exchanged};

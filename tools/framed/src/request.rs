@@ -15,6 +15,7 @@ pub struct Request {
     content_type: Option<String>,
     idempotency_key: Option<String>,
     traceparent: Option<TraceParent>,
+    is_repeatable: bool,
 }
 
 impl From<&str> for Request {
@@ -35,6 +36,7 @@ impl Request {
             content_type: None,
             idempotency_key: None,
             traceparent: None,
+            is_repeatable: false,
         }
     }
 
@@ -81,15 +83,23 @@ impl Request {
         self
     }
 
-    /// The trace that this is part of.
+    /// It may be executed more than once, because it only reads, or does the same again: it is made again after a lost connection
+    /// also without a key. Nobody checks that; the node is not told.
+    #[must_use]
+    pub fn repeatable(mut self) -> Request {
+        self.is_repeatable = true;
+        self
+    }
+
+    /// The trace that this is part of; [`TraceParent::from_text`] reads the text of the HTTP header.
     #[must_use]
     pub fn traceparent(mut self, traceparent: TraceParent) -> Request {
         self.traceparent = Some(traceparent);
         self
     }
 
-    pub(crate) fn is_keyed(&self) -> bool {
-        self.idempotency_key.is_some()
+    pub(crate) fn may_be_repeated(&self) -> bool {
+        self.is_repeatable || self.idempotency_key.is_some()
     }
 
     /// The call as it is sent, with the time that is left for it.

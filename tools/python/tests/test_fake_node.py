@@ -121,6 +121,61 @@ class Failures(unittest.TestCase):
             counts = sorted(int(call.wait().body) for call in behind)
             self.assertEqual(counts, list(range(before + 1, before + 6)), "each was executed once")
 
+    def test_a_drained_connection_ends_what_it_runs_beside_the_next_one(self):
+        with connect() as connection:
+            slow = connection.begin("slow", b"60000")
+            self.assertEqual(connection.call("leave").body, b"left")
+            self.assertFalse(connection.is_connected, "it takes no more calls")
+            # Without a key: each would be reported if it were sent to where nobody takes it.
+            before = int(connection.call("count").body)
+            self.assertEqual(int(connection.call("count").body), before + 1)
+            self.assertFalse(slow.is_done, "the first runs on")
+            slow.cancel()
+
+    def test_what_a_stream_received_outlives_its_connection(self):
+        with connect() as connection, connection.stream("length") as stream:
+            stream.write(b"12345")
+            stream.finish()
+            self.assertEqual(stream.head["commit"], 42)
+            connection.call("leave")
+            connection.call("echo")
+            self.assertEqual(stream.read(), b"5")
+
+    def test_a_reset_is_a_lost_connection_like_any_other(self):
+        with connect() as connection:
+            with self.assertRaises(denizen.ConnectionLost) as caught:
+                connection.call("reset")
+            self.assertEqual(caught.exception.retry, "unknown")
+            self.assertTrue(connection.call("reset", idempotency_key="python-reset").replayed)
+
+    def test_a_call_that_may_be_repeated_is_and_not_for_ever(self):
+        with connect() as connection:
+            before = int(connection.call("count").body)
+            with self.assertRaises(denizen.ConnectionLost) as caught:
+                connection.call("cut", repeatable=True)
+            self.assertEqual(caught.exception.retry, "unknown")
+            self.assertEqual(int(connection.call("count").body), before + 9, "as often as a call is sent at most")
+
+    def test_connections_of_a_pool_believe_no_owner_that_another_has_outlived(self):
+        pool = denizen.Pool(FAKE, "app", "alice", patience=PATIENCE)
+        with pool.connection() as one, pool.connection() as other:
+            one.call("echo")
+            other.call("echo")
+            # As if another node had answered it.
+            one._saw("alice", 8)
+            with self.assertRaises(denizen.ProtocolViolation) as caught:
+                other.call("echo")
+            self.assertEqual((caught.exception.kind, caught.exception.retry), ("stale-epoch", "unknown"))
+            self.assertEqual(other.epoch("alice"), 8)
+        pool.close()
+
+    def test_a_trace_is_passed_on_as_text_or_bytes(self):
+        with connect() as connection:
+            text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+            self.assertEqual(connection.call("echo", b"x", traceparent=text).body, b"x")
+            with self.assertRaises(denizen.BadRequest):
+                connection.call("echo", b"x", traceparent="00-0af7-01")
+
     def test_moves_are_not_followed_for_ever(self):
         with self.assertRaises(denizen.HostFault) as caught:
             connect("loop").connect()

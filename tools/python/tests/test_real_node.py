@@ -4,6 +4,7 @@ Skipped unless DENIZEN_DATA (host:port) says where it is; DENIZEN_TOKEN is the t
 
 import json
 import os
+import threading
 import unittest
 import uuid
 
@@ -52,6 +53,38 @@ class RealNode(unittest.TestCase):
     def test_an_unknown_application_is_refused(self):
         with self.assertRaises(denizen.CallerFault):
             denizen.Connection(DATA, "no-such-application", "p", token=TOKEN, patience=PATIENCE).connect()
+
+    def test_the_same_key_is_executed_once(self):
+        count, first = self.increment(2, idempotency_key="order-1")
+        again, second = self.increment(2, idempotency_key="order-1")
+        self.assertEqual((count, again, first.replayed, second.replayed), (2, 2, False, True))
+        self.assertEqual(self.increment(1, idempotency_key="order-2")[0], 3)
+
+    def test_what_is_given_along(self):
+        trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        count, reply = self.increment(durability="node", deadline=PATIENCE, traceparent=trace)
+        self.assertEqual((count, reply.durability), (1, "node"))
+        with self.assertRaises(denizen.CallerFault) as caught:
+            unbound = denizen.Connection(DATA, "counter", token=TOKEN, patience=PATIENCE)
+            self.addCleanup(unbound.close)
+            unbound.call("value", process=f"{self.process}-not-there", create=False)
+        self.assertEqual(caught.exception.kind, "unknown-process")
+
+    def test_a_pool_of_threads(self):
+        pool = denizen.Pool(DATA, "counter", self.process, token=TOKEN, patience=PATIENCE, keep=4)
+        self.addCleanup(pool.close)
+
+        def work():
+            for _ in range(10):
+                with pool.connection() as connection:
+                    connection.call("increment", b'{"by":1}', content_type="application/json")
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(self.increment(1)[0], 41)
 
     def test_a_stream(self):
         with self.connection.stream("increment", content_type="application/json") as stream:

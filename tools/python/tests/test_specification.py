@@ -1,10 +1,13 @@
 """The frames against docs/protocol.md: its examples byte by byte, its limits, its tables."""
 
 import pathlib
+import random
 import re
+import socket
+import threading
 import unittest
 
-from denizen import BadRequest, DenizenError, ProtocolViolation, frames
+from denizen import BadRequest, Connection, DenizenError, ProtocolViolation, frames
 
 DOCUMENT = (pathlib.Path(__file__).resolve().parents[3] / "docs" / "protocol.md").read_text("utf-8")
 
@@ -35,6 +38,7 @@ class Examples(unittest.TestCase):
 
     def test_what_a_client_says_is_said_byte_by_byte(self):
         traceparent = bytes.fromhex("0af7651916cd43dd8448eb211c80319cb7ad6b716920333101")
+        self.assertEqual(frames.traceparent_bytes("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), traceparent)
         said = {
             "hello": frames.hello("shop", "alice", token=b"no token", client="example/1"),
             "call-by-name": frames.call(1, "put", b"hello", end=True, content_type="text/plain"),
@@ -137,6 +141,45 @@ class Hostile(unittest.TestCase):
                                 frames.read_moved(frame)
                     except ProtocolViolation:
                         pass
+
+    def test_a_call_on_a_damaged_stream_ends(self):
+        """A whole conversation with one byte of the server's changed, over a socket: the call ends, in a reply or an exception."""
+        server = socket.socket()
+        self.addCleanup(server.close)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        said = bytearray(BYTES["accepted"] + BYTES["reply-to-name"])
+        said[len(BYTES["accepted"]) + 8] = 1
+        dice = random.Random(7)
+
+        def serve():
+            while True:
+                try:
+                    peer, _ = server.accept()
+                except OSError:
+                    return
+                with peer:
+                    damaged = bytearray(said)
+                    damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
+                    try:
+                        peer.settimeout(5)
+                        peer.recv(4096)
+                        peer.sendall(damaged[: len(BYTES["accepted"])])
+                        peer.recv(4096)
+                        peer.sendall(damaged[len(BYTES["accepted"]) :])
+                    except OSError:
+                        pass
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = "{}:{}".format(*server.getsockname())
+        ends = set()
+        for _ in range(150):
+            with Connection(address, "shop", "alice", patience=0, connect_timeout=5) as connection:
+                try:
+                    ends.add(connection.call("put", b"hello", deadline=0.2).body)
+                except DenizenError as error:
+                    ends.add(error.kind)
+        self.assertGreater(len(ends), 4, f"damage of one kind only: {ends}")
 
     def test_rules_have_names(self):
         def broken(kind, **how):

@@ -1,4 +1,7 @@
-//! `denizen invoke`: one call, its reply on stdout as the function wrote it.
+//! `denizen invoke`: one call, its reply on stdout as the function wrote it. In frames where the node has a data port, else over HTTP;
+//! nobody is to see which but by the clock.
+
+mod framed;
 
 use std::{
     fs::File,
@@ -8,7 +11,8 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use denizen_client::{Call, Input, Reply, ReplyHead};
+use denizen_client::{Call, Input, Node, ReplyHead};
+use denizen_protocol::TraceParent;
 use serde_json::{Value, json};
 
 use super::node;
@@ -22,9 +26,18 @@ use crate::{
 
 pub(crate) fn run(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::Invoke) -> Result<(), Failure> {
     let target = Target::parse(&typed.target)?;
-    let node = node(everywhere)?;
     let mut data = Data::open(typed.data.as_deref())?;
-    let guess = data.content_type();
+    let asked = Asked { terminal, typed, target: &target, started: Instant::now() };
+    let node = match typed.http.as_deref() {
+        None => match framed::connect(everywhere, typed, &target)? {
+            Some(connection) => return framed::call(connection, &asked, data),
+            None => node(everywhere)?,
+        },
+        Some("") => node(everywhere)?,
+        // Without the token of the node here, which is nobody else's business; a call needs none.
+        Some(url) => Node::at(url)?,
+    };
+    let (guess, traceparent) = (data.content_type(), asked.traceparent().map(|trace| trace.to_string()));
     let call = Call {
         app: &target.app,
         process: target.process.as_deref(),
@@ -32,20 +45,52 @@ pub(crate) fn run(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::Inv
         content_type: typed.content_type.as_deref().or(guess),
         deadline: typed.deadline,
         never_create: typed.create == Some(cli::Create::Never),
+        idempotency_key: typed.key.as_deref(),
+        durability: typed.durability.map(cli::Durability::as_str),
+        traceparent: traceparent.as_deref(),
     };
-    let started = Instant::now();
-    let reply = node.call(&call, data.input())?;
-    if terminal.json {
-        return show_as_json(terminal, reply);
+    asked.show(&mut node.call(&call, data.input())?)
+}
+
+/// What was asked for, and of whom.
+struct Asked<'a> {
+    terminal: &'a Terminal,
+    typed: &'a cli::Invoke,
+    target: &'a Target,
+    started: Instant,
+}
+
+/// A reply that is arriving. An error while reading means that it broke off.
+trait Answer: Read {
+    /// What the node says of the call; at the end of the reply, all of it.
+    fn head(&self) -> ReplyHead;
+}
+
+impl Answer for denizen_client::Reply {
+    fn head(&self) -> ReplyHead {
+        self.head.clone()
     }
-    let head = reply.head.clone();
-    if terminal.is_watched() && !typed.raw {
-        show_escaped(terminal, reply)?
-    } else {
-        pass_on(terminal, reply)?
+}
+
+impl Asked<'_> {
+    /// The trace that the call belongs to. The standard says to go on without one that cannot be read.
+    fn traceparent(&self) -> Option<TraceParent> {
+        self.typed.traceparent.as_deref().and_then(TraceParent::from_text)
     }
-    remark(terminal, &target, &head, started);
-    Ok(())
+
+    fn show(&self, answer: &mut dyn Answer) -> Result<(), Failure> {
+        let terminal = self.terminal;
+        if terminal.json {
+            return show_as_json(terminal, answer);
+        }
+        if terminal.is_watched() && !self.typed.raw {
+            show_escaped(terminal, answer)?;
+        } else {
+            pass_on(terminal, answer)?;
+        }
+        remark(terminal, self.target, &answer.head(), self.started);
+        Ok(())
+    }
 }
 
 /// The input, wherever it is.
@@ -92,6 +137,23 @@ impl Data {
         }
     }
 
+    /// How long it is, if that is known.
+    fn len_bytes(&self) -> Option<u64> {
+        match self {
+            Data::Text(text) => u64::try_from(text.len()).ok(),
+            Data::File { len_bytes, .. } => *len_bytes,
+            Data::Stdin(_) => None,
+        }
+    }
+
+    fn into_reader(self) -> Box<dyn Read> {
+        match self {
+            Data::Text(text) => Box::new(io::Cursor::new(text)),
+            Data::File { file, .. } => Box::new(file),
+            Data::Stdin(stdin) => Box::new(stdin),
+        }
+    }
+
     fn input(&mut self) -> Input<'_> {
         match self {
             Data::Text(text) => Input::Bytes(text),
@@ -120,16 +182,16 @@ fn content_type_of(path: &Path) -> Option<&'static str> {
 }
 
 /// Passes the reply on as it arrives.
-fn pass_on(terminal: &Terminal, mut reply: Reply) -> Result<(), Failure> {
-    each_piece(&mut reply, |bytes| terminal.raw(bytes))
+fn pass_on(terminal: &Terminal, answer: &mut dyn Answer) -> Result<(), Failure> {
+    each_piece(answer, |bytes| terminal.raw(bytes))
 }
 
 /// Shows the reply as it arrives, to somebody whose terminal a function must not steer.
-fn show_escaped(terminal: &Terminal, mut reply: Reply) -> Result<(), Failure> {
-    let content_type = reply.head.content_type.clone();
+fn show_escaped(terminal: &Terminal, answer: &mut dyn Answer) -> Result<(), Failure> {
+    let content_type = answer.head().content_type;
     let readable = is_readable(content_type.as_deref());
     let (mut escaped, mut last) = (Escaped::default(), Some('\n'));
-    each_piece(&mut reply, |bytes| {
+    each_piece(answer, |bytes| {
         if !readable && looks_binary(bytes) {
             let kind = content_type.as_deref().unwrap_or("binary");
             return Err(Failure::usage(format!("the reply is {kind}, which a terminal cannot show"))
@@ -144,18 +206,21 @@ fn show_escaped(terminal: &Terminal, mut reply: Reply) -> Result<(), Failure> {
     terminal.raw(format!("{rest}{line_end}").as_bytes())
 }
 
-fn each_piece(reply: &mut Reply, mut take: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+fn each_piece(
+    answer: &mut dyn Answer,
+    mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let mut buf = vec![0; 64 << 10];
     let mut total = 0_u64;
     loop {
-        match reply.read(&mut buf) {
+        match answer.read(&mut buf) {
             Ok(0) => return Ok(()),
             Ok(n) => {
                 take(&buf[..n])?;
                 total += n as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(broke_off(&reply.head, total, &error)),
+            Err(error) => return Err(broke_off(&answer.head(), total, &error)),
         }
     }
 }
@@ -186,6 +251,7 @@ fn remark(terminal: &Terminal, target: &Target, head: &ReplyHead, started: Insta
     let mut parts = vec![format!("{}/{process}", target.app)];
     parts.extend(head.commit.map(|commit| format!("commit {commit}")));
     parts.extend(head.durability.as_ref().map(|durability| format!("survives the {}", survives(durability))));
+    parts.extend(head.replayed.then(|| "remembered from an earlier call".to_owned()));
     parts.push(units::duration(started.elapsed()));
     terminal.say(terminal.err.dim(&parts.join(" · ")));
 }
@@ -198,14 +264,14 @@ fn survives(durability: &str) -> &str {
     }
 }
 
-fn show_as_json(terminal: &Terminal, mut reply: Reply) -> Result<(), Failure> {
+fn show_as_json(terminal: &Terminal, answer: &mut dyn Answer) -> Result<(), Failure> {
     let mut bytes = Vec::new();
-    let read = reply.read_to_end(&mut bytes);
-    let head = &reply.head;
-    read.map_err(|error| broke_off(head, bytes.len() as u64, &error))?;
+    let read = answer.read_to_end(&mut bytes);
+    let head = answer.head();
+    read.map_err(|error| broke_off(&head, bytes.len() as u64, &error))?;
     let mut document = json!({
         "process": head.process, "invocation": head.invocation, "durability": head.durability,
-        "commit": head.commit, "epoch": head.epoch, "content_type": head.content_type,
+        "commit": head.commit, "epoch": head.epoch, "content_type": head.content_type, "replayed": head.replayed,
     });
     match serde_json::from_slice::<Value>(&bytes) {
         Ok(value) => document["reply"] = value,

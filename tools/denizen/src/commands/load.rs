@@ -46,7 +46,7 @@ pub(crate) fn run(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::Loa
     let tallies = Arc::new(Tallies::for_workers(callers.len()));
     let stopped = stop_on_signal(&schedule)?;
     let meter = Meter::start(terminal, &tallies);
-    let failed = call_all(callers, &schedule, &tallies, typed.depth)?;
+    let (failed, own_cpu) = call_all(callers, &schedule, &tallies)?;
     // The time in which the answers came, which may be longer than was asked for.
     let elapsed = schedule.start().elapsed();
     drop(meter);
@@ -55,7 +55,7 @@ pub(crate) fn run(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::Loa
     } else {
         tallies.add_unsent(schedule.unsent());
     }
-    let run = Run { target: &typed.target, typed, elapsed };
+    let run = Run { target: &typed.target, typed, elapsed, own_cpu };
     let sum = tallies.sum();
     if terminal.json {
         run.document(terminal, &sum)?
@@ -83,19 +83,19 @@ fn stop_on_signal(schedule: &Arc<Schedule>) -> Result<Arc<AtomicBool>, Failure> 
     Ok(stopped)
 }
 
-/// Runs every caller in a thread of its own until its calls have ended. Gives the first reason why one could not go on.
+/// Runs every caller in a thread of its own until its calls have ended. Gives the first reason why one could not go on, and the time that
+/// all of them had a core.
 fn call_all(
     callers: Vec<Caller>,
     schedule: &Arc<Schedule>,
     tallies: &Arc<Tallies>,
-    depth: usize,
-) -> Result<Option<Failure>, Failure> {
+) -> Result<(Option<Failure>, Duration), Failure> {
     let mut threads = Vec::with_capacity(callers.len());
     for (index, mut caller) in callers.into_iter().enumerate() {
         let (schedule, tallies) = (Arc::clone(schedule), Arc::clone(tallies));
         let work = move || {
             schedule::sharpen_timers();
-            caller.run(&schedule, tallies.of_worker(index), depth)
+            (caller.run(&schedule, tallies.of_worker(index)), cpu_of_this_thread())
         };
         let thread =
             thread::Builder::new().name(format!("caller-{index}")).stack_size(STACK_BYTES).spawn(work);
@@ -103,15 +103,22 @@ fn call_all(
             Failure::host("a thread cannot be started").because(&error).remedy("ask for fewer --connections")
         })?);
     }
-    let mut failed = None;
+    let (mut failed, mut own_cpu) = (None, Duration::ZERO);
     for thread in threads {
         match thread.join() {
-            Ok(Ok(())) => {}
-            Ok(Err(failure)) => failed = failed.or(Some(failure)),
+            Ok((ended, cpu)) => {
+                own_cpu += cpu;
+                failed = failed.or(ended.err());
+            }
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
-    Ok(failed)
+    Ok((failed, own_cpu))
+}
+
+fn cpu_of_this_thread() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// What was asked for, and how long it took.
@@ -119,9 +126,16 @@ struct Run<'a> {
     target: &'a str,
     typed: &'a cli::Load,
     elapsed: Duration,
+    own_cpu: Duration,
 }
 
 impl Run<'_> {
+    /// What a call costs this program itself: it is a part of each figure, and of the load of a machine that it shares with the node.
+    fn own_cpu_per_call(&self, sum: &tally::Sum) -> Duration {
+        let calls = u32::try_from(sum.succeeded() + sum.failed()).unwrap_or(u32::MAX);
+        self.own_cpu / calls.max(1)
+    }
+
     fn transport(&self) -> &'static str {
         if self.typed.framed { "framed" } else { "http" }
     }
@@ -141,7 +155,11 @@ impl Run<'_> {
         };
         let took = units::duration(self.elapsed);
         let what = format!("{} {} over {}", self.target, typed.function, self.transport());
-        terminal.say(terminal.err.dim(&format!("{what} · {connections} · {how} · {took}")));
+        let own = match typed.busy {
+            true => "own threads always busy".to_owned(),
+            false => format!("own CPU {} a call", meter::short(self.own_cpu_per_call(sum))),
+        };
+        terminal.say(terminal.err.dim(&format!("{what} · {connections} · {how} · {took} · {own}")));
         let mut table =
             Table::with_head(&["CALLS", "CALLS/S", "P50", "P90", "P99", "P99.9", "MAX", "FAILED"]);
         let mut row = vec![
@@ -180,6 +198,8 @@ impl Run<'_> {
             "calls": sum.succeeded(),
             "failed": sum.failed(),
             "calls_per_second": self.calls_per_second(sum),
+            "busy": self.typed.busy,
+            "own_cpu_us_per_call": in_us(self.own_cpu_per_call(sum)),
             "latency_us": latency,
             "errors": errors,
         }))

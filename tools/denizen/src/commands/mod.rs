@@ -1,5 +1,6 @@
 //! One file per command that ends by itself. `dev`, which does not, has a folder of its own.
 
+mod data_port;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod image;

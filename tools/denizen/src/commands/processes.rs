@@ -37,8 +37,9 @@ pub(crate) fn ps(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::Ps) 
 }
 
 fn table(processes: &[Process]) -> Table {
-    let mut table =
-        Table::with_head(&["PROCESS", "PHASE", "PID", "CALLS", "COMMIT", "STATE", "IDLE", "EPOCH", "IMAGE"]);
+    let mut table = Table::with_head(&[
+        "PROCESS", "PHASE", "PID", "CALLS", "CALLERS", "COMMIT", "STATE", "IDLE", "EPOCH", "IMAGE",
+    ]);
     for process in processes {
         let idle = process.idle_ms.map_or("-".to_owned(), |ms| units::duration(Duration::from_millis(ms)));
         table.row(vec![
@@ -46,6 +47,7 @@ fn table(processes: &[Process]) -> Table {
             Cell::plain(&process.phase).painted(paint_of(&process.phase)),
             Cell::number(process.pid.map_or("-".to_owned(), |pid| pid.to_string())),
             Cell::number(process.invocations.to_string()),
+            Cell::number((process.connections.given + process.connections.parked).to_string()),
             Cell::number(process.commit.to_string()),
             Cell::number(units::bytes(process.state_bytes)),
             Cell::number(idle),

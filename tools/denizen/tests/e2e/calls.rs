@@ -21,6 +21,24 @@ fn with_counter() -> Node {
     node
 }
 
+/// It was the caller who wanted it so soon, and not the image.
+#[test]
+fn a_deadline_is_told_as_that_of_whoever_set_it() {
+    let node = Node::with_faulty();
+    let detail = |headers: &[(&str, &str)]| {
+        for function in ["sleep", "loop_for_ever"] {
+            let reply = node.post(&format!("/v1/apps/faulty/processes/p/functions/{function}"), headers, b"");
+            let problem = reply.problem(504, "deadline-exceeded", "function");
+            let detail = problem["detail"].as_str().unwrap();
+            let callers = headers.iter().any(|(_, value)| *value == "300");
+            assert_eq!(detail.contains("its caller gave it 300ms"), callers, "{detail}");
+            assert_eq!(detail.contains("at most 2s in this image"), !callers, "{detail}");
+        }
+    };
+    detail(&[("Denizen-Deadline-Ms", "300")]);
+    detail(&[("Denizen-Deadline-Ms", "300000")]);
+}
+
 #[test]
 fn the_counter_counts_per_process() {
     let node = with_counter();

@@ -37,6 +37,38 @@ fn a_reply_says_what_its_commit_has_survived() {
     assert_eq!(node.call("faulty", "p", "value", b"").body(), "2", "a refused call counted");
 }
 
+/// Shared maps of segments that the sandbox of `faulty/p` can write to: where it stores its tail while nobody syncs.
+fn windows(node: &Node) -> Vec<String> {
+    let pid = node.process("faulty", "p")["pid"].as_u64().expect("the sandbox's pid");
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let is_segment = |line: &&str| line.contains("/segment-") && line.contains(".log");
+    let segments: Vec<_> = maps.lines().filter(is_segment).map(str::to_owned).collect();
+    assert!(segments.iter().any(|line| line.contains(" r--s ")), "no segment is mapped: {maps}");
+    segments.into_iter().filter(|line| line.contains(" rw-s ")).collect()
+}
+
+/// It is for sandboxes, and so it has to be in them: sealed, it may map what is writable.
+#[test]
+fn the_tail_is_written_through_a_window_while_nobody_syncs() {
+    let test = "the_tail_is_written_through_a_window_while_nobody_syncs";
+    if !denizen_testing::needs_root(test) {
+        return;
+    }
+    let node = Node::with_faulty();
+    for round in 0..2 {
+        assert_eq!(count_at(&node, "node").status, 200);
+        assert_eq!(windows(&node), [""; 0], "round {round}: every commit is synced");
+        // 16 KiB and more.
+        for _ in 0..40 {
+            let reply = node.call("faulty", "p", "keep", &[7; 1000]);
+            assert_eq!(reply.status, 200, "{}", reply.body());
+        }
+        assert_ne!(windows(&node), [""; 0], "round {round}: no commit is synced");
+    }
+    assert_eq!(count_at(&node, "node").status, 200);
+    assert_eq!(windows(&node), [""; 0], "it stays over a sync");
+}
+
 #[test]
 fn a_commit_can_be_waited_for() {
     let node = Node::with_faulty();

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 /// A small disk that only its nodes see: a tmpfs in a mount namespace, which a program that sleeps keeps alive.
-struct Disk {
+pub(crate) struct Disk {
     holder: Child,
     mount_point: tempfile::TempDir,
 }
 
 impl Disk {
     /// `None` where this machine cannot have one.
-    fn new(test: &str) -> Option<Self> {
+    pub(crate) fn new(test: &str) -> Option<Self> {
         let possible = denizen_testing::needs_root(test)
             && denizen_testing::needs_program(test, "unshare")
             && denizen_testing::needs_program(test, "nsenter");
@@ -36,15 +36,21 @@ impl Disk {
     }
 
     /// The disk as seen from here.
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         let inside = self.mount_point.path().strip_prefix("/").unwrap();
         Path::new("/proc").join(self.holder.id().to_string()).join("root").join(inside)
     }
 
-    fn start(&self) -> Start {
+    pub(crate) fn start(&self) -> Start {
+        self.start_in("")
+    }
+
+    /// A node in a folder of it.
+    pub(crate) fn start_in(&self, folder: &str) -> Start {
         let holder = self.holder.id().to_string();
         let by = ["nsenter", "--mount", "--target", &holder];
-        Start::new().by(&by, Path::new(DENIZEN)).dir(self.mount_point.path()).seen_at(&self.path())
+        let (dir, seen) = (self.mount_point.path().join(folder), self.path().join(folder));
+        Start::new().by(&by, Path::new(DENIZEN)).dir(&dir).seen_at(&seen).cwd(self.mount_point.path())
     }
 
     /// A node with the faulty plugin on it.
@@ -55,14 +61,28 @@ impl Disk {
     }
 
     /// Leaves not a byte free.
-    fn fill(&self) {
+    pub(crate) fn fill(&self) {
         let mut filler = std::fs::File::create(self.path().join("filler")).unwrap();
         for size in [64 << 10, 4096, 1] {
             while filler.write_all(&vec![7_u8; size]).is_ok() {}
         }
     }
 
-    fn make_room(&self) {
+    /// Runs a command in its mount namespace, where `{}` is its mount point.
+    pub(crate) fn run(&self, script: &str) {
+        self.try_run(script).unwrap();
+    }
+
+    /// The same where it may fail; what was said then.
+    pub(crate) fn try_run(&self, script: &str) -> Result<(), String> {
+        let script = script.replace("{}", &self.mount_point.path().display().to_string());
+        let holder = self.holder.id().to_string();
+        let mut command = Command::new("nsenter");
+        let output = command.args(["--mount", "--target", &holder, "sh", "-ec", &script]).output().unwrap();
+        if output.status.success() { Ok(()) } else { Err(format!("{script}: {}", text(&output))) }
+    }
+
+    pub(crate) fn make_room(&self) {
         std::fs::remove_file(self.path().join("filler")).unwrap();
     }
 }

@@ -76,6 +76,24 @@ static int32_t stretch(void *data, dz_call *call) {
     return say(call, text);
 }
 
+/* Fills every segment that it has, and behind its end as far as it can, up to 2 MiB. */
+static int32_t hoard(void *data, dz_call *call) {
+    static char bytes[256 << 10];
+    char text[40];
+    struct stat about;
+    int longer = 0;
+    for (int fd = CONTROL + 1; fd < 64; fd++) {
+        if (fstat(fd, &about) != 0 || !S_ISREG(about.st_mode) || (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDWR)
+            continue;
+        off_t end = about.st_size;
+        while (end < 2 << 20 && pwrite(fd, bytes, sizeof bytes, end) == sizeof bytes)
+            end += sizeof bytes;
+        longer += about.st_size < 2 << 20 && end >= 2 << 20;
+    }
+    snprintf(text, sizeof text, "%d", longer);
+    return say(call, text);
+}
+
 /* Writes the input over its state: an offset (8 bytes, little-endian) and what goes there. */
 static int32_t overwrite(void *data, dz_call *call) {
     dz_slice input;
@@ -105,6 +123,9 @@ static int32_t leave(void *data, dz_call *call) {
     for (;;)
         pause();
 }
+
+/* Ends as a runner ends that has met a fault, its disk's for example. */
+static int32_t fault(void *data, dz_call *call) { _exit(70); }
 
 static int32_t stop_itself(void *data, dz_call *call) {
     syscall(SYS_tgkill, 1, syscall(SYS_gettid), SIGSTOP);
@@ -155,7 +176,7 @@ static const struct {
 } functions[] = {
     {"count", count, 0},         {"grow", grow, 0},         {"stretch", stretch, 0}, {"overwrite", overwrite, 0},
     {"frames", frames, 0},       {"leave", leave, 0},       {"stop", stop_itself, 0}, {"newlines", flood, 0},
-    {"log-lines", flood, 1},     {"credits", flood, 2},     {"escape", escape, 0},
+    {"fault", fault, 0},         {"hoard", hoard, 0},         {"log-lines", flood, 1},     {"credits", flood, 2},     {"escape", escape, 0},
 };
 
 int32_t denizen_plugin_init(const dz_host *given, const dz_init *init) {

@@ -8,12 +8,16 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use denizen_protocol::Hello;
+use denizen_protocol::token::Claims;
+
 use crate::node::{DENIZEN, Node, PATIENCE, Start, await_within, compile_c, scratch, text};
+use crate::peer::{Peer, claims, issue};
 
 /// Its quota is 1 MiB, which lets none of its segments be 3 MiB long, and its deadline 2 seconds.
 const MANIFEST: &str = "name = \"hostile\"\n[limits]\nstate = \"1MiB\"\ndeadline = \"2s\"\n";
 
-fn image() -> &'static Path {
+pub(crate) fn image() -> &'static Path {
     static IMAGE: OnceLock<PathBuf> = OnceLock::new();
     IMAGE.get_or_init(|| {
         let plugin = compile_c("hostile", include_str!("hostile.c"), &["-Wno-unused-result", "-pthread"]);
@@ -70,6 +74,13 @@ const DRAINED: u8 = 38;
 const WANT_SPARE: u8 = 39;
 const RETIRED: u8 = 40;
 const DURABLE: u8 = 41;
+const CALLER_DONE: u8 = 43;
+const CALLER_PARKED: u8 = 44;
+const CENSUS: u8 = 45;
+const OVERRUN: u8 = 46;
+const FINISHED: u8 = 47;
+/// What the numbers of direct calls have.
+const DIRECT: u64 = 1 << 63;
 
 /// Calls `frames` with these bytes, as the second call of a new sandbox.
 fn send_to_agent(bytes: &[u8]) -> (Node, serde_json::Value) {
@@ -145,6 +156,78 @@ fn a_sandbox_that_claims_to_drain_is_not_asked_again_and_again() {
 }
 
 #[test]
+fn nonsense_about_connections_ends_the_sandbox() {
+    let said = |bytes: &[u8]| send_to_agent(bytes).1["detail"].as_str().unwrap().to_owned();
+    let detail = said(&frame(CALLER_DONE, 0, 1, 1, 0, b""));
+    assert!(detail.contains("is not one that it has"), "{detail}");
+    let detail = said(&frame(CALLER_PARKED, 0, 1, 1, 0, &[0; 4]));
+    assert!(detail.contains("was not asked to"), "{detail}");
+    let detail = said(&frame(CENSUS, 0, 0, 0, 7, b""));
+    assert!(detail.contains("was not asked"), "{detail}");
+    let detail = said(&frame(FINISHED, 0, DIRECT | 1, 0, 0, b""));
+    assert!(detail.contains("had not overrun"), "{detail}");
+    let detail = said(&frame(OVERRUN, 0, DIRECT | 1, 0, 0, b"").repeat(2));
+    assert!(detail.contains("overran twice"), "{detail}");
+    // A log line of a direct call names one that may be.
+    let said = send_to_agent_and_go_on(&frame(LOG_LINE, 0, DIRECT | 5, 0, 0, b"who says that"));
+    assert!(said.contains("who says that"), "{said}");
+}
+
+/// Has the victim send these bytes, which break no rule; gives its log.
+fn send_to_agent_and_go_on(bytes: &[u8]) -> String {
+    let node = node();
+    assert_eq!(node.call("hostile", "victim", "frames", bytes).status, 200);
+    let log = node.ok(&["logs", "hostile/victim"]);
+    assert_still_counts(&node, "a harmless frame");
+    log
+}
+
+/// Connections to the victim, each given to its sandbox.
+fn given(node: &Node, count: usize) -> Vec<Peer> {
+    let hello = || {
+        let claims = Claims { app: "hostile".to_owned(), ..claims() };
+        Hello { token: issue(node, &claims), ..Hello::new("hostile", Some("victim")) }
+    };
+    let mut peers: Vec<_> = (0..count).map(|_| Peer::with(node, &hello())).collect();
+    for peer in &mut peers {
+        assert!(peer.call("escape", b"").is_err_and(|problem| problem.kind == "function-failed"));
+    }
+    peers
+}
+
+/// Frames about connections that it has, from a sandbox that has them: whatever they say, only its own connections suffer.
+#[test]
+fn lies_about_connections_hurt_only_those_who_tell_them() {
+    let node = Start::new().args(&["--executors", "1", "--isolation", "ring"]).node();
+    node.deploy(image());
+    assert_eq!(node.call("hostile", "victim", "count", b"").body(), "1");
+    let path = "/v1/apps/hostile/processes/victim/functions/frames";
+    // Numbers and slots count up, so some of these are right.
+    let all = |kind: u8, c: u64, payload: &[u8]| -> Vec<u8> {
+        let about = (1..=64_u64).flat_map(|id| (1..=4_u32).map(move |slot| (id, slot)));
+        about.flat_map(|(id, slot)| frame(kind, 0, id, slot, c, payload)).collect()
+    };
+    let overrun: Vec<u8> = (1..=1000).flat_map(|id| frame(OVERRUN, 0, DIRECT | id, 1, 0, b"")).collect();
+    for bytes in [
+        all(CALLER_DONE, 0, b""),
+        all(CALLER_PARKED, 0, &[0; 4]),
+        frame(CENSUS, 0, 0, u32::MAX, u64::MAX, b""),
+        // Each has 0 ms left: it is over at once, and none of them ever ends.
+        overrun,
+    ] {
+        let mut peers = given(&node, 4);
+        node.post(path, &[], &bytes);
+        node.assert_others_work("hostile");
+        for peer in &mut peers {
+            peer.until(|peer| peer.over);
+        }
+    }
+    let mut peers = given(&node, 4);
+    assert!(peers.iter_mut().all(|peer| peer.call("count", b"").is_ok()));
+    assert_eq!(node.process("hostile", "victim")["connections"]["given"], 4);
+}
+
+#[test]
 fn a_caller_whose_reply_begins_twice_is_not_left_waiting() {
     let node = node();
     // The runner's own reply is the second.
@@ -185,6 +268,30 @@ fn a_segment_as_long_as_it_can_be_is_soon_refused() {
     assert_still_counts(&node, "stretching a segment");
 }
 
+/// The look that would find it in half a minute comes when the disk shrinks.
+#[test]
+fn a_sandbox_that_takes_the_disk_by_its_segments_is_soon_found() {
+    let test = "a_sandbox_that_takes_the_disk_by_its_segments_is_soon_found";
+    let Some(disk) = crate::full_disk::Disk::new(test) else { return };
+    let node = disk.start().args(&["--idle", "10m"]).node();
+    node.deploy(image());
+    assert_eq!(node.call("hostile", "victim", "count", b"").body(), "1");
+    // Who wants another is looked at, so it has them all before; one that is long lets the others become as long.
+    let spares = [2 << 20, 1].map(|bytes| frame(WANT_SPARE, 0, 0, 0, bytes, b""));
+    let asked = node.call("hostile", "victim", "frames", &spares.concat());
+    assert_eq!(asked.status, 200, "{}", asked.body());
+    let folder = disk.path().join("state/hostile/victim.state");
+    let has_all = || std::fs::read_dir(&folder).unwrap().count() >= 4;
+    await_within(PATIENCE, has_all, || node.said());
+    let longer: u32 = node.call("hostile", "victim", "hoard", b"").body().parse().unwrap();
+    assert!(longer >= 3, "{longer} segments could be made longer");
+    let is_over = || node.process("hostile", "victim")["phase"] == "failed";
+    await_within(Duration::from_secs(20), is_over, || node.said());
+    let failure = node.process("hostile", "victim")["failure"].to_string();
+    assert!(failure.contains("behind the end"), "{failure}");
+    assert_still_counts(&node, "taking the disk");
+}
+
 #[test]
 fn nonsense_about_segments_ends_the_sandbox() {
     let said = |bytes: &[u8]| send_to_agent(bytes).1["detail"].as_str().unwrap().to_owned();
@@ -213,18 +320,36 @@ fn a_reply_before_its_commit_is_durable_ends_the_sandbox() {
     assert_still_counts(&node, "a reply too early");
 }
 
+/// A reply of the second call that rests on a commit which it calls durable.
+fn durable_reply(commit: u64) -> Vec<u8> {
+    let mut frame = frame(REPLY, 1, 2, 0, commit, b"\0\0");
+    frame[20] = 1;
+    frame
+}
+
+/// What cannot be is not written down: nothing of it is left when the sandbox is gone.
+#[test]
+fn a_sandbox_that_tells_of_commits_which_cannot_be_is_ended() {
+    for commit in [1_000_000, u64::MAX] {
+        let (node, problem) = send_to_agent(&durable_reply(commit));
+        assert!(problem["detail"].as_str().unwrap().contains("have room for"), "{problem}");
+        assert!(node.process("hostile", "victim")["durable"].as_u64().unwrap() < 1000);
+        assert_eq!(node.control("POST", "/v1/apps/hostile/processes/victim/swap-out").status, 200);
+        assert_eq!(node.call("hostile", "victim", "count", b"").body(), "3");
+    }
+}
+
 /// It hurts nobody but itself: what it said had been durable is not there.
 #[test]
 fn a_sandbox_that_lies_about_its_commits_has_lost_them() {
     let node = node();
-    let mut lie = frame(REPLY, 1, 2, 0, 1_000_000, b"\0\0");
-    lie[20] = 1;
-    assert_eq!(node.call("hostile", "victim", "frames", &lie).header("denizen-commit"), Some("1000000"));
+    let lie = durable_reply(1000);
+    assert_eq!(node.call("hostile", "victim", "frames", &lie).header("denizen-commit"), Some("1000"));
     // The runner's own reply is one too many, and ends the sandbox.
     let is_over = || node.process("hostile", "victim")["phase"] != "active";
     await_within(Duration::from_secs(20), is_over, || node.said());
     let problem = node.call("hostile", "victim", "count", b"").problem(500, "state-corrupt", "store");
-    assert!(problem["detail"].as_str().unwrap().contains("1000000"), "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("1000"), "{problem}");
     node.assert_others_work("hostile");
     assert_eq!(node.control("DELETE", "/v1/apps/hostile/processes/victim").status, 204);
     assert_eq!(node.call("hostile", "victim", "count", b"").body(), "1");
@@ -363,11 +488,34 @@ fn a_node_with_few_descriptors_says_what_lacks_and_goes_on() {
     drop(crowd);
     let others_work = || node.call("hostile", "bystander", "count", b"").status == 200;
     await_within(PATIENCE, others_work, || node.said());
-    let call = |number| node.call("hostile", &format!("p{number}"), "count", b"").body();
-    let replies: Vec<_> = (0..40).map(call).collect();
-    // Either the sandbox cannot be made, or it took the last ones and the caller after it cannot come in.
-    let lacks =
-        |reply: &String| reply.contains("Too many open files") || reply.contains("out-of-descriptors");
-    assert!(lacks(&replies[39]), "{}", replies[39]);
-    await_within(PATIENCE, others_work, || node.said());
+    let mut started = vec![];
+    for number in 0..40 {
+        let reply = node.call("hostile", &format!("p{number}"), "count", b"");
+        if reply.status == 200 {
+            started.push(number);
+        } else {
+            let problem = reply.problem(503, "out-of-descriptors", "host");
+            assert_eq!(
+                (&problem["retry"], reply.header("retry-after")),
+                (&"safe".into(), Some("1")),
+                "{problem}"
+            );
+            assert!(node.get(&format!("/v1/apps/hostile/processes/p{number}")).status == 404, "it exists");
+        }
+    }
+    assert!(!started.is_empty() && !started.contains(&39), "{started:?} were started");
+    // What a start would have taken is there for those who serve, however many of them call at once.
+    for _ in 0..3 {
+        node.assert_others_work("hostile");
+        let together: Vec<_> =
+            (0..8).map(|_| request(&node, "bystander", "count", "Content-Length: 0\r\n")).collect();
+        for stream in together {
+            let answer = read_all(stream);
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}\n{}", node.said());
+        }
+    }
+    // And with one less that serves there is room for another.
+    assert_eq!(node.control("DELETE", &format!("/v1/apps/hostile/processes/p{}", started[0])).status, 204);
+    let fits = || node.call("hostile", "newcomer", "count", b"").status == 200;
+    await_within(PATIENCE, fits, || node.said());
 }

@@ -157,6 +157,14 @@ static void sockets_and_rings(struct table *table) {
     for (int fd = 0; fd < 8; fd++)
         TRY(SYS_io_uring_enter, fd, 1, 0, 0, 0, "io_uring_enter %d", fd);
     TRY(SYS_io_uring_register, 3, 0, 0, 0, 0, "io_uring_register");
+    /* Its own ring, if it has one: that is locked, and not enabled while there are no connections. */
+    for (int operation = 0; operation < 40; operation++)
+        TRY(SYS_io_uring_register, 4, operation, buffer, 1, 0, "io_uring_register %d on the ring", operation);
+    for (int bit = 0; bit < 16; bit++)
+        TRY(SYS_io_uring_enter, 4, 1, 0, 1 << bit, 0, "io_uring_enter 4 with flags %x", 1 << bit);
+    TRY(SYS_mmap, 0, 4096, PROT_READ | PROT_EXEC, MAP_SHARED, 4, "map the ring executable");
+    TRY(SYS_dup, 4, 0, 0, 0, 0, "dup 4");
+    TRY(SYS_fcntl, 4, F_DUPFD, 10, 0, 0, "duplicate 4");
     TRY(SYS_io_setup, 8, buffer, 0, 0, 0, "io_setup");
 }
 

@@ -10,6 +10,11 @@ const FILES: [&str; 3] = ["none", "image", "state"];
 
 /// A node with the hostile plugin deployed as `isolation`, in an image with these files.
 fn node(files: &str) -> Node {
+    node_with(files, "ring")
+}
+
+/// As above, reached this way.
+fn node_with(files: &str, isolation: &str) -> Node {
     let node = Start::new().node();
     let host_file = format!("-DHOST_FILE=\"{}\"", repository().join("Cargo.toml").display());
     let host_pid = format!("-DHOST_PID={}", node.pid());
@@ -20,7 +25,11 @@ fn node(files: &str) -> Node {
     std::fs::create_dir_all(dir.join("files")).unwrap();
     std::fs::write(dir.join("files/packed"), "in the image").unwrap();
     let (manifest, archive) = (dir.join("denizen.toml"), dir.join("image.dzi"));
-    std::fs::write(&manifest, format!("name = \"{name}\"\nfiles = \"{files}\"\n")).unwrap();
+    std::fs::write(
+        &manifest,
+        format!("name = \"{name}\"\nfiles = \"{files}\"\nisolation = \"{isolation}\"\n"),
+    )
+    .unwrap();
     let mut build = Command::new(DENIZEN);
     build
         .args(["image", "build", "-o"])
@@ -55,7 +64,7 @@ fn table(node: &Node, function: &str) -> Table {
 }
 
 /// Trapped, rather than answered by the kernel: whoever tries these is told so by name in ordinary plugins.
-const TRAPPED: [&str; 16] = [
+const TRAPPED: [&str; 23] = [
     "socket 1 1",
     "socket 2 1",
     "socketpair",
@@ -63,6 +72,14 @@ const TRAPPED: [&str; 16] = [
     "sendmsg 3",
     "io_uring_setup",
     "io_uring_enter 3",
+    "io_uring_enter 5",
+    "io_uring_enter 4 with flags 2",
+    "io_uring_enter 4 with flags 10",
+    // Another table, sockets for the table, restrictions, an end of the lock.
+    "io_uring_register 2 on the ring",
+    "io_uring_register 6 on the ring",
+    "io_uring_register 11 on the ring",
+    "io_uring_register 12 on the ring",
     "ptrace me",
     "ptrace 2",
     "kill -1",
@@ -124,7 +141,27 @@ fn a_constructor_sees_its_image_and_can_do_nothing() {
         let table = table(&node, "as-constructor");
         assert_nothing_was_got("a constructor", files, &table);
         assert_sees_only_its_image(files, &table);
-        assert_holds_only_its_own(&table);
+        assert_holds_only_its_own(&table, has_rings());
+    }
+}
+
+/// Whether sandboxes have rings on this machine, unless somebody asks for none.
+pub(crate) fn has_rings() -> bool {
+    let output = Command::new(DENIZEN).args(["doctor", "--json"]).output().unwrap();
+    let findings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = findings.to_string();
+    assert!(text.contains("io_uring"), "{text}");
+    text.contains("rings can be locked")
+}
+
+/// `relay` keeps io_uring from a sandbox as if there were none.
+#[test]
+fn a_relayed_image_has_no_ring() {
+    let node = node_with("none", "relay");
+    for (place, function) in [("a constructor", "as-constructor"), ("a function", "as-function")] {
+        let table = table(&node, function);
+        assert_nothing_was_got(place, "none", &table);
+        assert_holds_only_its_own(&table, false);
     }
 }
 
@@ -162,7 +199,7 @@ fn assert_a_function_sees_nothing(files: &str) {
         "none" => assert!(!table.has.iter().any(|line| line.starts_with("in ")), "it sees {:?}", table.has),
         _ => assert_sees_only_its_image(files, &table),
     }
-    assert_holds_only_its_own(&table);
+    assert_holds_only_its_own(&table, has_rings());
     // It lives: all of that is refused without harm to it, and nobody else felt it.
     let process = node.process("isolation", "p");
     assert_eq!((&process["phase"], &process["invocations"]), (&"active".into(), &1.into()), "{process}");
@@ -170,20 +207,22 @@ fn assert_a_function_sees_nothing(files: &str) {
     look_from_outside(process["pid"].as_u64().expect("the sandbox's pid"), files);
 }
 
-/// Sockets to the node, and segments of its own state: each to write, and to read only.
-fn assert_holds_only_its_own(table: &Table) {
+/// Sockets to the node, a ring if there is one, and segments of its own state: each to write, and to read only.
+fn assert_holds_only_its_own(table: &Table, ring: bool) {
     let held: Vec<_> = table.has.iter().filter(|line| !line.starts_with("in ")).map(String::as_str).collect();
-    let (own, segments) = held.split_at(5);
-    assert_eq!(
-        own,
-        [
-            "pid 1, parent 0, uid 1000, gid 1000, 0 environment variables",
-            "fd 0: socket",
-            "fd 1: socket",
-            "fd 2: socket",
-            "fd 3: socket",
-        ]
-    );
+    let sockets = [
+        "pid 1, parent 0, uid 1000, gid 1000, 0 environment variables",
+        "fd 0: socket",
+        "fd 1: socket",
+        "fd 2: socket",
+        "fd 3: socket",
+    ];
+    let expected: Vec<_> = sockets.into_iter().chain(ring.then_some("fd 4: other")).collect();
+    let (own, segments) = held.split_at(expected.len());
+    assert_eq!(own, expected);
+    // Without a connection it is not enabled, and the kernel says so.
+    let entered = if ring { "refused 77" } else { "trapped" };
+    assert_eq!(table.attempts.get("io_uring_enter 4").map(String::as_str), Some(entered));
     let kinds: Vec<_> = segments.iter().map(|line| line.rsplit(' ').next().unwrap_or_default()).collect();
     let pairs = kinds.chunks(2).all(|pair| pair == ["writable", "read-only"]);
     assert!(pairs && !kinds.is_empty() && kinds.len() <= 6, "{held:?}");

@@ -87,6 +87,33 @@ fn a_killed_node_leaves_no_sandbox_and_loses_no_commit() {
     }
 }
 
+/// That it was active is on no disk yet, but its state is.
+#[test]
+fn a_process_whose_record_was_lost_in_a_crash_is_swapped_out_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Start::new().dir(dir.path()).node();
+    node.deploy(faulty_image());
+    assert_eq!(node.call("faulty", "p", "count", b"").body(), "1");
+    node.kill();
+    let node = Start::new().dir(dir.path()).node();
+    for _ in 0..2 {
+        let out = node.control("POST", "/v1/apps/faulty/processes/p/swap-out");
+        assert_eq!((out.status, &out.json()["phase"]), (200, &"swapped".into()), "{}", out.body());
+    }
+    assert_eq!(node.call("faulty", "p", "count", b"").body(), "2");
+}
+
+/// What a process takes is told soon, and not only once it is much.
+#[test]
+fn a_young_process_says_what_it_keeps() {
+    // Not at its end, when all is told.
+    let node = Start::new().args(&["--idle", "10m"]).node();
+    node.deploy(faulty_image());
+    assert_eq!(node.call("faulty", "p", "count", b"").body(), "1");
+    let told = || node.process("faulty", "p")["state_bytes"].as_u64() > Some(0);
+    await_within(PATIENCE, told, || node.process("faulty", "p").to_string());
+}
+
 /// A disk that takes its time for each page of the scheduler's database: what is on its way there is lost by a kill. Slow syncs
 /// would not do, since a kill takes nothing back that the kernel has.
 const SLOW_DISK: &str = r#"

@@ -29,12 +29,14 @@ fn count(node: &Node, process: &str) -> u64 {
 #[test]
 fn every_call_that_is_counted_was_made_once() {
     let node = with_counter();
-    let ways: [(&str, &[&str]); 5] = [
+    let ways: [(&str, &[&str]); 7] = [
         ("a", &[]),
         ("b", &["--http", "-c", "2", "--rate", "50"]),
         ("c", &["--framed"]),
         ("d", &["--framed", "-c", "2", "--depth", "8"]),
         ("e", &["--framed", "--rate", "50"]),
+        ("f", &["--framed", "-c", "50", "--threads", "2", "--pipeline", "2"]),
+        ("g", &["--framed", "--busy"]),
     ];
     for (process, words) in ways {
         let sum = load(&node, &format!("counter/{process}"), words);
@@ -44,6 +46,7 @@ fn every_call_that_is_counted_was_made_once() {
             // All that was due in 300 ms, however late the machine was.
             assert_eq!((sum["calls"].as_u64(), &sum["loop"]), (Some(15), &"open".into()), "{sum}");
         }
+        assert!(sum["own_cpu_us_per_call"].as_f64().is_some_and(|own| own > 0.0), "{sum}");
         let latency = |name: &str| sum["latency_us"][name].as_f64().unwrap();
         assert!(latency("p50") > 1.0 && latency("p50") <= latency("p99"), "{sum}");
         assert!(latency("p99") <= latency("p99_9") && latency("p99_9") <= latency("max"), "{sum}");
@@ -65,7 +68,7 @@ fn failures_are_counted_by_type_and_are_the_exit_status() {
     // A node that refuses all of it says so before anything is measured.
     let output = node.denizen(&["load", "no-such-app/a", "f", "--framed", "-d", "100ms"]);
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("unknown-app"), "{}", text(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no such application"), "{}", text(&output));
     let output = node.denizen(&["load", "counter/a", "value", "--framed", "--token", "none"]);
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
 }

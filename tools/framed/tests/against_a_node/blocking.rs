@@ -3,10 +3,10 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::fake::Fake;
-use denizen_framed::{Blame, Connection, Durability, Error, Options, Pool, Request, Retry};
+use denizen_framed::{Blame, Connection, Durability, Error, Group, Options, Pool, Request, Retry};
 
 /// Generous: the machine may be busy. Nothing here waits for it to pass.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -103,15 +103,17 @@ fn a_stream_is_written_and_read_in_turns() {
     drop(stream);
 
     // One that is left in the middle is cancelled, and what was on its way is credited: together these are more than a window.
+    let mut connection = Connection::open(options(&fake, "app").windows(64 << 10, 64 << 10)).unwrap();
+    let soon = Duration::from_secs(20);
     for _ in 0..12 {
-        let mut stream = connection.stream(Request::new("generate").deadline(PATIENCE), None).unwrap();
+        let mut stream = connection.stream(Request::new("generate").deadline(soon), None).unwrap();
         stream.write_all(b"20000000").unwrap();
         stream.finish().unwrap();
         let mut some = [0; 1000];
         stream.read_exact(&mut some).unwrap();
     }
-    assert_eq!(connection.call(Request::new("echo").deadline(PATIENCE), b"on").unwrap().body, b"on");
-    assert_eq!(fake.shared.accepted.load(Ordering::SeqCst), 1);
+    assert_eq!(connection.call(Request::new("echo").deadline(soon), b"on").unwrap().body, b"on");
+    assert_eq!(fake.shared.accepted.load(Ordering::SeqCst), 2);
 }
 
 #[test]
@@ -176,6 +178,121 @@ fn calls_behind_a_drain_go_to_the_next_connection() {
 }
 
 #[test]
+fn a_drained_connection_ends_what_it_runs_beside_the_next_one() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    let slow = connection.begin("slow", b"60000").unwrap();
+    let mut answered = connection.begin("slow", b"200").unwrap();
+    let leave = connection.begin("leave", b"").unwrap();
+    assert_eq!(connection.wait(leave).unwrap().body, b"left");
+    assert!(!connection.is_connected(), "it takes no more calls");
+    // Without a key: each would be reported if it were sent to where nobody takes it.
+    for n in 1..=3_u64 {
+        let count = Request::new("count").deadline(Duration::from_secs(20));
+        assert_eq!(connection.call(count, b"").unwrap().body, n.to_string().as_bytes());
+    }
+    assert_eq!(fake.shared.accepted.load(Ordering::SeqCst), 2, "a second connection, at once");
+    assert!(connection.in_flight() >= 1, "the first runs on");
+    answered = match connection.wait_any(None).unwrap() {
+        (ticket, Ok(_)) => {
+            assert_eq!(ticket, answered);
+            slow
+        }
+        (_, Err(error)) => panic!("the call was cut off: {error}"),
+    };
+    connection.cancel(answered);
+    assert_eq!(connection.call("echo", b"on").unwrap().body, b"on");
+}
+
+#[test]
+fn a_stream_that_is_cut_off_says_so() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    let mut stream = connection.stream("cut", None).unwrap();
+    stream.finish().unwrap();
+    let error = stream.read_some(&mut [0; 1]).unwrap_err();
+    assert_eq!((error.kind(), error.retry()), ("connection-lost", Retry::Unknown));
+}
+
+#[test]
+fn a_stream_is_written_and_read_at_once() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    // Far more than all windows together: who only wrote would wait for ever.
+    let (large, mut at, mut said) = (bytes(20 << 20), 0, Vec::new());
+    let mut stream = connection.stream("parrot", None).unwrap();
+    let mut buf = vec![0; 64 << 10];
+    loop {
+        let done = stream.exchange(&large[at..], &mut buf).unwrap();
+        said.extend_from_slice(&buf[..done.read]);
+        at += done.written;
+        if at == large.len() {
+            stream.finish().unwrap();
+        }
+        if done.is_over {
+            break;
+        }
+    }
+    assert!(said == large);
+    assert_eq!(stream.known_head().unwrap().commit, 42);
+}
+
+#[test]
+fn a_reset_is_a_lost_connection_like_any_other() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    let error = connection.call("reset", b"").unwrap_err();
+    assert_eq!(
+        (error.kind(), error.retry(), error.blame()),
+        ("connection-lost", Retry::Unknown, Blame::Host)
+    );
+    let reply = connection.call(Request::new("reset").idempotency_key("order-2"), b"").unwrap();
+    assert_eq!((reply.body.as_slice(), reply.head.replayed), (&b"2"[..], true));
+}
+
+#[test]
+fn a_call_that_may_be_repeated_is_and_not_for_ever() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    let other = connection.begin(Request::new("slow").repeatable(), b"50").unwrap();
+    let cut = connection.begin(Request::new("cut").repeatable(), b"").unwrap();
+    let error = connection.wait(cut).unwrap_err();
+    assert_eq!((error.kind(), error.retry()), ("connection-lost", Retry::Unknown));
+    assert_eq!(fake.shared.count.load(Ordering::SeqCst), 8, "as often as a call is sent at most");
+    // It was on each of them, and is an innocent.
+    assert!(matches!(connection.wait(other), Ok(_) | Err(Error::Lost { retry: Retry::Unknown, .. })));
+}
+
+#[test]
+fn what_a_parting_process_did_not_look_at_is_made_again() {
+    let fake = Fake::start();
+    let mut connection = connect(&fake);
+    fake.shared.parting.store(3, Ordering::SeqCst);
+    assert_eq!(connection.call("parting", b"").unwrap().body, b"stayed");
+    fake.shared.parting.store(usize::MAX, Ordering::SeqCst);
+    let error = connection.call("parting", b"").unwrap_err();
+    assert_eq!((error.kind(), error.retry()), ("draining", Retry::Safe));
+    assert_eq!(usize::MAX - fake.shared.parting.load(Ordering::SeqCst), 8);
+}
+
+#[test]
+fn connections_of_one_client_believe_no_owner_that_another_has_outlived() {
+    let fake = Fake::start();
+    let pool = Pool::new(options(&fake, "app"), 2);
+    let (mut one, mut other) = (pool.get().unwrap(), pool.get().unwrap());
+    one.call("echo", b"").unwrap();
+    other.call("echo", b"").unwrap();
+    fake.set_epoch(9);
+    one.call("echo", b"").unwrap();
+    assert_eq!(other.epoch("alice"), 9);
+    fake.set_epoch(8);
+    let error = other.call("echo", b"").unwrap_err();
+    assert_eq!((error.kind(), error.retry()), ("stale-epoch", Retry::Unknown));
+    // A client of its own has heard of nothing.
+    assert_eq!(connect(&fake).call("echo", b"x").unwrap().head.epoch, 8);
+}
+
+#[test]
 fn moves_are_followed_and_not_for_ever() {
     let (here, there) = (Fake::start(), Fake::start());
     there.set_epoch(9);
@@ -201,11 +318,9 @@ fn an_owner_of_the_past_is_not_believed() {
     let mut impatient = connection;
     let cut = impatient.begin("cut", b"").unwrap();
     impatient.wait(cut).unwrap_err();
-    let start = Instant::now();
     let error = impatient.call(Request::new("echo").deadline(Duration::from_millis(300)), b"").unwrap_err();
     assert!(matches!(error, Error::Deadline { .. } | Error::Broken { .. }), "{error:?}");
     assert_eq!(error.retry(), Retry::Safe, "the call was never sent to it");
-    assert!(start.elapsed() < PATIENCE);
     fake.set_epoch(8);
     assert_eq!(impatient.call("echo", b"on").unwrap().body, b"on");
     assert_eq!(impatient.epoch("alice"), 8);
@@ -312,6 +427,47 @@ fn a_pool_keeps_what_is_good() {
     let _forgotten = lent.begin("slow", b"10000").unwrap();
     drop(lent);
     assert_eq!(pool.idle(), before - 1, "one with a call on it is not lent to another");
+}
+
+#[test]
+fn one_thread_uses_many_connections() {
+    let fake = Fake::start();
+    let open = |_| Connection::open(options(&fake, "app")).unwrap();
+    let mut group = Group::new((0..20).map(open).collect()).unwrap();
+    assert_eq!((group.len(), group.is_empty()), (20, false));
+    let mut underway = std::collections::HashMap::new();
+    for round in 0..5 {
+        for at in 0..group.len() {
+            let text = format!("{at} {round}");
+            let ticket = group.begin(at, "echo", &text).unwrap();
+            underway.insert((at, ticket), text);
+        }
+    }
+    while !underway.is_empty() {
+        let (at, ticket, end) = group.wait_any(None).unwrap().unwrap();
+        assert_eq!(end.unwrap().body, underway.remove(&(at, ticket)).unwrap().as_bytes());
+    }
+    assert!(group.wait_any(Some(std::time::Instant::now())).unwrap().is_none());
+    // One that is cut off ends its call, connects again, and holds no other up.
+    let cut = group.begin(3, "cut", b"").unwrap();
+    let large = group.begin(4, "parrot", bytes(2 << 20)).unwrap();
+    for _ in 0..2 {
+        match group.wait_any(None).unwrap().unwrap() {
+            (3, ticket, end) => {
+                assert_eq!((&ticket, end.unwrap_err().retry()), (&cut, Retry::Unknown));
+            }
+            (at, ticket, end) => {
+                assert_eq!((at, &ticket), (4, &large));
+                assert!(end.unwrap().body == bytes(2 << 20));
+            }
+        }
+    }
+    let _ = group.begin(3, Request::new("echo"), b"on").unwrap();
+    let (at, _, end) = group.wait_any(None).unwrap().unwrap();
+    assert_eq!((at, end.unwrap().body), (3, b"on".to_vec()));
+    let late = group.begin(5, Request::new("slow").deadline(Duration::from_millis(20)), b"60000").unwrap();
+    let (at, ticket, end) = group.spinning().wait_any(None).unwrap().unwrap();
+    assert_eq!((at, ticket, end.unwrap_err().kind()), (5, late, "deadline-exceeded"));
 }
 
 #[test]

@@ -14,10 +14,13 @@ use denizen_protocol::{
     Accepted, Blame, Drain, DrainReason, Durability, Final, FunctionRef, Hello, Moved, PADDING, Problem,
     ReplyHead, Retry, padding,
 };
+use rustix::net::sockopt;
 
 /// In the order of their indices.
-pub(crate) const FUNCTIONS: [&str; 10] =
-    ["echo", "count", "slow", "generate", "length", "fail", "cut", "leave", "old", "parrot"];
+pub(crate) const FUNCTIONS: [&str; 12] = [
+    "echo", "count", "slow", "generate", "length", "fail", "cut", "leave", "old", "parrot", "reset",
+    "parting",
+];
 
 /// What all connections share.
 #[derive(Debug)]
@@ -26,6 +29,8 @@ pub(crate) struct Shared {
     /// Replies by idempotency key.
     remembered: Mutex<HashMap<String, Vec<u8>>>,
     pub(crate) accepted: AtomicUsize,
+    /// So many calls of `parting` are not looked at.
+    pub(crate) parting: AtomicUsize,
     /// HELLOs that came, whatever their answer.
     pub(crate) greeted: AtomicUsize,
     table: AtomicU64,
@@ -49,6 +54,7 @@ impl Fake {
             count: AtomicU64::new(0),
             remembered: Mutex::default(),
             accepted: AtomicUsize::new(0),
+            parting: AtomicUsize::new(0),
             greeted: AtomicUsize::new(0),
             table: AtomicU64::new(100),
             epoch: AtomicU64::new(7),
@@ -175,6 +181,14 @@ impl Peer {
             ("loop", _) => {
                 let here = shared.address.to_string();
                 Moved { address: here, epoch: 0 }.encode(&mut out).unwrap();
+                refuse(stream, &out);
+                return None;
+            }
+            (app, _)
+                if app.starts_with("once-to-port-") && !app.ends_with(&shared.address.port().to_string()) =>
+            {
+                let port = app.rsplit('-').next().unwrap();
+                Moved { address: format!("127.0.0.1:{port}"), epoch: 9 }.encode(&mut out).unwrap();
                 refuse(stream, &out);
                 return None;
             }
@@ -352,7 +366,7 @@ impl Peer {
         match function.as_str() {
             "echo" => outgoing.body = input,
             "length" => outgoing.body = input.len().to_string().into_bytes(),
-            "count" | "cut" => {
+            "count" | "cut" | "reset" => {
                 let known =
                     key.as_ref().and_then(|key| self.shared.remembered.lock().unwrap().get(key).cloned());
                 outgoing.replayed = known.is_some();
@@ -362,8 +376,11 @@ impl Peer {
                 if let Some(key) = key {
                     self.shared.remembered.lock().unwrap().insert(key, outgoing.body.clone());
                 }
-                if function == "cut" && known.is_none() {
+                if function != "count" && known.is_none() {
                     // It was executed, and nobody hears of it.
+                    if function == "reset" {
+                        sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
+                    }
                     return None;
                 }
             }
@@ -386,6 +403,13 @@ impl Peer {
                 self.closing = true;
             }
             "old" => outgoing.epoch -= 1,
+            "parting" => {
+                let left = &self.shared.parting;
+                if left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+                    outgoing.fail = Some(Problem::new("draining", Blame::Host, Retry::Safe));
+                }
+                outgoing.body = b"stayed".to_vec();
+            }
             "" => {
                 outgoing.fail = Some(Problem::new("functions-changed", Blame::Host, Retry::Safe));
             }

@@ -9,7 +9,6 @@ owner that has lost its process is believed.
 import collections
 import contextlib
 import random
-import socket
 import threading
 import time
 from typing import Deque, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
@@ -24,14 +23,38 @@ from .errors import (
     ProtocolViolation,
     Unreachable,
 )
-from .link import MAX_TRIES, Link, OnWire, Reply
+from .link import MAX_TRIES, Link, OnWire, Reply, wait
 from .stream import CallStream
 
 # A connection that nothing was done on for longer is looked at before it is used.
 _A_PAUSE = 0.02
 _CLIENT = "denizen-python/0.1.0"
+_NO_NODE = "start the node, or look whether this is its data-plane address"
 
 Input = Union[bytes, bytearray, memoryview, str]
+
+
+class _Epochs:
+    """The highest epoch that was seen of each process, by any connection of a client."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: "collections.OrderedDict[str, int]" = collections.OrderedDict()
+
+    def of(self, process: str) -> int:
+        with self._lock:
+            return self._seen.get(process, 0)
+
+    def saw(self, process: str, epoch: int) -> None:
+        """An answer of `epoch` came; 0 says nothing. Raises ProtocolViolation if a higher one was seen."""
+        with self._lock:
+            seen = self._seen.get(process, 0)
+            if epoch and epoch < seen:
+                raise ProtocolViolation(f"an owner of epoch {epoch} answers, and {seen} was seen", kind="stale-epoch")
+            if epoch > seen:
+                self._seen[process] = epoch
+                if len(self._seen) > frames.MAX_EPOCHS:
+                    self._seen.popitem(last=False)
 
 
 class _Request(NamedTuple):
@@ -43,6 +66,11 @@ class _Request(NamedTuple):
     content_type: Optional[str]
     idempotency_key: Optional[str]
     traceparent: Optional[bytes]
+    repeatable: bool
+
+    @property
+    def may_be_repeated(self) -> bool:
+        return self.repeatable or self.idempotency_key is not None
 
 
 class Call:
@@ -112,6 +140,7 @@ class Connection:
         connect_timeout: float = 5.0,
         reply_limit: int = 64 << 20,
         windows: Tuple[int, int] = (frames.DEFAULT_CALL_WINDOW, frames.DEFAULT_CONNECTION_WINDOW),
+        _epochs: Optional[_Epochs] = None,
     ) -> None:
         call, connection = windows
         if not frames.MIN_WINDOW <= call <= connection <= frames.MAX_WINDOW:
@@ -125,10 +154,11 @@ class Connection:
         self._connect_timeout = connect_timeout
         self._reply_limit = reply_limit
         self._windows = windows
-        self._table = 0
-        self._indices: Dict[str, int] = {}
-        self._epochs: "collections.OrderedDict[str, int]" = collections.OrderedDict()
+        self._epochs = _epochs or _Epochs()
+        # The one that takes new calls; and those that are drained, until what they run has ended.
         self._link: Optional[Link] = None
+        self._leaving: List[Link] = []
+        self._wanted = False
         self._waiting: Deque[Call] = collections.deque()
         self._unended: Dict[int, Call] = {}
         self._moves = self._failures = 0
@@ -143,6 +173,7 @@ class Connection:
         """Connects, and waits until the node has accepted the connection. Raises DenizenError."""
         self._fresh_attempt()
         while not self.is_connected:
+            self._wanted = True
             self._step(None)
             if self._given_up is not None:
                 raise self._given_up
@@ -160,7 +191,7 @@ class Connection:
 
     def epoch(self, process: str) -> int:
         """The highest epoch seen of a process; 0 if none was."""
-        return self._epochs.get(process, 0)
+        return self._epochs.of(process)
 
     def call(self, function: str, input: Input = b"", **how) -> Reply:
         """Calls a function and waits for its whole reply. Takes what `begin` takes. Raises DenizenError."""
@@ -177,7 +208,8 @@ class Connection:
         create: bool = True,
         content_type: Optional[str] = None,
         idempotency_key: Optional[str] = None,
-        traceparent: Optional[bytes] = None,
+        traceparent: Union[bytes, str, None] = None,
+        repeatable: bool = False,
     ) -> Call:
         """Begins a call and does not wait: any number may run at a time.
 
@@ -188,20 +220,24 @@ class Connection:
             deadline: seconds for the call, reconnections included. None: the image's, counted by the node.
             durability: what the commit must survive: "process", "node" or "store". None: the image's choice.
             create: False refuses with "unknown-process" rather than create the process.
-            content_type, traceparent: handed on. The latter is 25 bytes.
+            content_type: handed on.
+            traceparent: the trace that this is part of: the text of the HTTP header of W3C Trace Context, or its 25 bytes.
             idempotency_key: makes the call safe to repeat, and lets this client do so. Visible ASCII, at most 128 bytes.
+            repeatable: it may be executed more than once, because it only reads, or does the same again: it is made again after a
+                lost connection also without a key. Nobody checks that.
 
         Raises BadRequest for a call that cannot be made like this; everything else comes from `Call.wait`."""
-        request = _Request(function, process, deadline, durability, create, content_type, idempotency_key, traceparent)
+        trace = frames.traceparent_bytes(traceparent) if isinstance(traceparent, str) else traceparent
+        request = _Request(function, process, deadline, durability, create, content_type, idempotency_key, trace, repeatable)
         # What cannot be sent is told before anything is tried.
         frames.call(1, function, b"", end=True, durability=durability, process=process, content_type=content_type,
-                    idempotency_key=idempotency_key, traceparent=traceparent)
+                    idempotency_key=idempotency_key, traceparent=trace)
         whole = input.encode("utf-8") if isinstance(input, str) else bytes(input)
         call = Call(self, request, whole)
         self._note(call)
         self._waiting.append(call)
         if self._link is not None:
-            self._guarded(self._send_begun)
+            self._guarded(self._link, self._send_begun)
         if isinstance(call._end, BadRequest):
             raise call._end
         return call
@@ -218,14 +254,18 @@ class Connection:
             content_type=None,
             idempotency_key=None,
             traceparent=None,
+            repeatable=False,
         )
         unknown = set(how) - set(options)
         if unknown:
             raise TypeError(f"stream() got an unexpected keyword argument {unknown.pop()!r}")
         options.update(how)
+        if isinstance(options["traceparent"], str):
+            options["traceparent"] = frames.traceparent_bytes(options["traceparent"])
         call = Call(self, _Request(function, **options), None)  # type: ignore[arg-type]
         self._note(call)
         while call._end is None and not (self._link is not None and self._link.has_room()):
+            self._wanted = True
             self._step(None)
         if isinstance(call._end, DenizenError):
             raise call._end
@@ -243,9 +283,10 @@ class Connection:
 
     def close(self) -> None:
         """Ends the connection. What runs is cancelled."""
-        if self._link is not None:
-            self._link.sock.close()
-            self._link = None
+        for link in self._links():
+            link.is_over = True
+            link.sock.close()
+        self._link, self._leaving, self._wanted = None, [], False
         gone = ConnectionLost("the connection was closed here", retry="unknown")
         for call in list(self._unended.values()):
             self._finish(call, gone.with_retry("safe" if call._tries == 0 else "unknown"))
@@ -264,12 +305,11 @@ class Connection:
         self._unended[id(call)] = call
 
     def _fresh_attempt(self) -> None:
-        if self._given_up is not None:
-            self._given_up = None
-            self._moves = self._failures = 0
-        if not self._unended:
+        self._given_up = None
+        if all(call._wire is not None for call in self._unended.values()):
             # Nobody has tried since; what went wrong before says nothing of now.
             self._failing_since = None
+        if not self._unended:
             if self._link is not None and time.monotonic() - self._last_step > _A_PAUSE:
                 # It may have ended meanwhile, and a call on it would be one of which nobody knows what became.
                 self._step(time.monotonic())
@@ -284,46 +324,76 @@ class Connection:
         with contextlib.suppress(ValueError):
             self._waiting.remove(call)
         wire, call._wire = call._wire, None
-        if wire is not None and self._link is not None and wire.link is self._link:
-            self._link.cancel(wire, reason)
-            self._guarded(self._link._send)
+        if wire is not None and not wire.link.is_over:
+            wire.link.cancel(wire, reason)
+            self._guarded(wire.link, wire.link._send)
+
+    def _links(self) -> List[Link]:
+        return self._leaving + ([] if self._link is None else [self._link])
 
     def _step(self, until: Optional[float]) -> None:
         """Does a piece of whatever is to be done, waiting at most until `until`."""
-        self._expire()
+        if self._expire():
+            # Perhaps this was what is waited for.
+            return
         ends = [call._expires for call in self._unended.values() if call._expires is not None]
         if until is not None:
             ends.append(until)
-        if self._link is None:
-            self._reconnect(min(ends) if ends else None)
+        if self._link is None and (self._wanted or self._waiting):
+            self._reconnect()
+            if self._link is None:
+                ends.append(self._connect_at)
         if self._link is not None:
-            if self._link.accepted is None:
-                ends.append(self._link.greet_until)
-            timeout = None if not ends else max(min(ends) - time.monotonic(), 0.0)
-            self._guarded(lambda: self._advance(timeout))
+            self._guarded(self._link, self._send_begun)
+        if self._link is not None and self._link.accepted is None:
+            ends.append(self._link.greet_until)
+        links = self._links()
+        for link in links:
+            link.fill()
+        timeout = None if not ends else max(min(ends) - time.monotonic(), 0.0)
+        if links:
+            for link, readable, writable in wait(links, timeout):
+                self._guarded(link, lambda link=link, r=readable, w=writable: self._advance(link, r, w))  # type: ignore[misc]
+            link = self._link  # type: ignore[assignment]
+            if link is not None and link.accepted is None and time.monotonic() >= link.greet_until:
+                self._guarded(link, _be_late)
+        elif timeout:
+            time.sleep(timeout)
         self._last_step = time.monotonic()
 
-    def _advance(self, timeout: Optional[float]) -> None:
-        self._send_begun()
-        link = self._link
-        if link is None:
-            return
-        link.move(timeout)
-        if link.turn is not None:
-            return
-        if link.accepted is not None:
-            self._moves = self._failures = 0
-            self._failing_since = None
+    def _advance(self, link: Link, readable: bool, writable: bool) -> None:
+        was_accepted = link.accepted is not None
+        try:
+            link.move(readable, writable)
+        finally:
+            if link.accepted is not None and not was_accepted:
+                self._moves = self._failures = 0
+                self._failing_since = None
+                self._wanted = False
+            if link.draining is not None and not link.is_leaving:
+                self._part(link)
+        if self._link is not None:
             self._send_begun()
-        elif time.monotonic() >= link.greet_until:
-            raise OSError("it accepted the connection and said nothing")
-        if link.draining is not None and not link.calls_left():
-            raise EOFError("the server drained the connection")
 
-    def _guarded(self, work) -> None:
-        """Does something with the link, and everything that follows if it ends meanwhile."""
-        link = self._link
-        if link is None:
+    def _part(self, link: Link) -> None:
+        """After a DRAIN: what it refused is made on the next connection, and this one ends what it runs."""
+        assert link.draining is not None
+        link.is_leaving = True
+        self._link = None
+        self._leaving.append(link)
+        why = ConnectionLost(f"the node drains the connection to {link.address}", retry="safe")
+        self._settle([wire for wire in link.calls.values() if wire.id > link.draining.id], why, True)
+        for id in [id for id in link.calls if id > link.draining.id]:
+            del link.calls[id]
+        address = link.draining.text("address")
+        if address:
+            self._follow(address, link.draining.c)
+        else:
+            self._pause(0.0)
+
+    def _guarded(self, link: Link, work) -> None:
+        """Does something with a link, and everything that follows if it ends meanwhile."""
+        if link.is_over:
             return
         cut: Optional[DenizenError] = None
         try:
@@ -351,41 +421,46 @@ class Connection:
         if self._link is not None:
             self._link._send()
 
-    def _reconnect(self, until: Optional[float]) -> None:
-        now = time.monotonic()
-        if now < self._connect_at:
-            time.sleep(max(min(self._connect_at, until if until is not None else self._connect_at) - now, 0.0))
+    def _reconnect(self) -> None:
+        if time.monotonic() < self._connect_at:
             return
         address = self._address
         try:
-            sock = socket.create_connection(_host_and_port(address), timeout=self._connect_timeout)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setblocking(False)
+            self._link = Link(self, *_host_and_port(address), address)
         except OSError as error:
             # What was heard of another address may be out of date.
             self._address = self._home
             why = Unreachable(
                 f"no node answers at {address}",
                 cause=str(error),
-                remedy="start the node, or look whether this is its data-plane address",
+                remedy=_NO_NODE,
             )
             self._later(0.0, why)
-            return
-        self._link = Link(self, sock, address)
 
     def _leave(self, link: Link, cut: Optional[DenizenError]) -> None:
         """The connection is over: what becomes of its calls, and where to go on."""
-        if self._link is not link:
+        if link.is_over:
             return
-        self._link = None
+        if link.draining is not None and not link.is_leaving:
+            # It came just before the end.
+            self._part(link)
+        link.is_over = True
         link.sock.close()
+        if link.is_connecting:
+            # What was heard of another address may be out of date.
+            self._address = self._home
+        if link is self._link:
+            self._link = None
+        else:
+            self._leaving.remove(link)
         turned = link.accepted is None and link.turn is not None
         why = cut or ConnectionLost("the process lives elsewhere")
         if link.turn is not None and link.turn[0] == "refused":
             why = link.turn[1]
-        self._settle(link, why, turned)
-        stale = cut is not None and cut.kind == "stale-epoch"
+        self._settle(list(link.calls.values()), why, turned)
+        if link.is_leaving:
+            # The next one stands already, or will be asked for.
+            return
         if link.turn is not None and link.turn[0] == "moved":
             self._follow(link.turn[1], link.turn[2])
         elif link.turn is not None:
@@ -394,25 +469,22 @@ class Connection:
                 self._give_up(why)
             else:
                 self._later(why.retry_after, why)
-        elif link.draining is not None and not stale and link.draining.text("address"):
-            self._follow(link.draining.text("address") or self._home, link.draining.c)
         else:
             if isinstance(cut, ConnectionLost) and link.accepted is None:
-                why = Unreachable(f"no node answers at {link.address}", cause=cut.cause, remedy=cut.remedy)
+                why = Unreachable(f"no node answers at {link.address}", cause=cut.cause, remedy=_NO_NODE)
             self._later(0.0, why)
 
-    def _settle(self, link: Link, why: DenizenError, turned: bool) -> None:
+    def _settle(self, wires: List[OnWire], why: DenizenError, not_executed: bool) -> None:
+        """What becomes of calls whose connection ended, or refused them."""
         again: List[Call] = []
-        last = None if link.draining is None else link.draining.id
-        for wire in sorted(link.calls.values(), key=lambda wire: wire.id):
+        for wire in sorted(wires, key=lambda wire: wire.id):
             call = wire.call
             call._wire = None
             if call._end is not None:
                 continue
-            not_executed = turned or (last is not None and wire.id > last)
             whole = call._input is not None
             # Of a reply that is taken whole nothing has been handed out yet.
-            if whole and call._tries < MAX_TRIES and (not_executed or call._request.idempotency_key is not None):
+            if whole and call._tries < MAX_TRIES and (not_executed or call._request.may_be_repeated):
                 again.append(call)
             else:
                 self._finish(call, why.with_retry("safe" if not_executed else "unknown"))
@@ -431,48 +503,48 @@ class Connection:
             self._connect_at = time.monotonic()
 
     def _later(self, least: float, why: DenizenError) -> None:
-        """Waits twice as long each time, a random half of it more or less."""
-        now = time.monotonic()
-        longest = min(frames.RECONNECT_MIN_MS << min(self._failures, 16), frames.RECONNECT_MAX_MS) / 1000
-        self._failures += 1
+        """Another attempt, unless the patience is over."""
         if self._failing_since is None:
-            self._failing_since = now
-        self._connect_at = now + max(longest / 2 + random.random() * longest / 2, least)
+            self._failing_since = time.monotonic()
+        self._pause(least)
         if self._connect_at - self._failing_since > self._patience:
             self._give_up(why)
 
+    def _pause(self, least: float) -> None:
+        """Waits twice as long each time, a random half of it more or less."""
+        longest = min(frames.RECONNECT_MIN_MS << min(self._failures, 16), frames.RECONNECT_MAX_MS) / 1000
+        self._failures += 1
+        self._connect_at = time.monotonic() + max(longest / 2 + random.random() * longest / 2, least)
+
     def _give_up(self, why: DenizenError) -> None:
-        """Nothing that has not been sent will be."""
-        for call in list(self._unended.values()):
+        """Nothing that has not been sent will be. The next call is a new attempt."""
+        for call in [call for call in self._unended.values() if call._wire is None]:
             # A node's refusal says by itself whether the same would be refused again.
             ours = isinstance(why, (ConnectionLost, ProtocolViolation))
             self._finish(call, why.with_retry("safe") if ours else why)
         self._waiting.clear()
         self._connect_at = 0.0
+        self._failing_since = None
+        self._moves = self._failures = 0
+        self._wanted = False
         self._given_up = why
 
-    def _expire(self) -> None:
+    def _expire(self) -> bool:
+        """Gives up the calls whose time is over. Says whether there were any."""
         now = time.monotonic()
-        for call in [call for call in self._unended.values() if call._expires is not None and call._expires <= now]:
+        late = [call for call in self._unended.values() if call._expires is not None and call._expires <= now]
+        for call in late:
             retry = "safe" if call._tries == 0 else "unknown"
             self._forget(call, frames.CANCEL_DEADLINE)
             self._finish(call, DeadlineExceeded(f"no answer came within {call._request.deadline} s", retry=retry))
-
-    def _learn(self, table: int, indices: Dict[str, int]) -> None:
-        if table != self._table:
-            self._table, self._indices = table, {}
-        if len(self._indices) < frames.MAX_FUNCTIONS:
-            self._indices.update(indices)
+        return bool(late)
 
     def _saw(self, process: str, epoch: int) -> None:
-        """An answer of `epoch` came; 0 says nothing."""
-        seen = self.epoch(process)
-        if epoch and epoch < seen:
-            raise ProtocolViolation(f"an owner of epoch {epoch} answers, and {seen} was seen", kind="stale-epoch")
-        if epoch > seen:
-            self._epochs[process] = epoch
-            if len(self._epochs) > frames.MAX_EPOCHS:
-                self._epochs.popitem(last=False)
+        self._epochs.saw(process, epoch)
+
+
+def _be_late() -> None:
+    raise OSError("it accepted no connection in time, or said nothing on it")
 
 
 class Pool:
@@ -488,6 +560,8 @@ class Pool:
         self._args, self._how, self._keep = args, how, keep
         self._idle: List[Connection] = []
         self._lock = threading.Lock()
+        # What one has seen of epochs, none of the others goes back behind.
+        self._epochs = _Epochs()
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -495,7 +569,7 @@ class Pool:
         with self._lock:
             lent = self._idle.pop() if self._idle else None
         if lent is None:
-            lent = Connection(*self._args, **self._how)
+            lent = Connection(*self._args, _epochs=self._epochs, **self._how)
         try:
             yield lent
         finally:

@@ -7,7 +7,7 @@ Owns what `docs/protocol.md` says of a frame's form, in both directions. What mu
 import base64
 import binascii
 import struct
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from .errors import BLAMES, RETRIES, BadRequest, DenizenError, ProtocolViolation, of_problem
 
@@ -156,7 +156,7 @@ def encode(
     b: int = 0,
     c: int = 0,
     fixed: bytes = b"",
-    fields: Optional[Dict[str, object]] = None,
+    fields: Optional[Mapping[str, object]] = None,
     body: bytes = b"",
 ) -> bytes:
     """A whole frame with its padding. Fields that are None are left out.
@@ -173,7 +173,7 @@ def encode(
 
 def _encode_field(name: str, value: object) -> bytes:
     rule = _FIELDS[_TAGS[name]][1]
-    raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else bytes(value)  # type: ignore[arg-type]
+    raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else bytes(value)  # type: ignore[call-overload]
     why = _flaw(rule, name, raw)
     if why is not None:
         raise BadRequest(f"the {name.replace('_', ' ')} cannot be {value!r:.80}: {why}")
@@ -238,7 +238,7 @@ def hello(
 
 def call(
     id: int,
-    function: object,
+    function: Union[str, Tuple[int, int]],
     body: bytes,
     *,
     end: bool,
@@ -253,7 +253,9 @@ def call(
 ) -> bytes:
     """A CALL with the beginning of its body. `function` is a name, or (table, index)."""
     named = isinstance(function, str)
-    table, index = (0, BY_NAME) if named else function  # type: ignore[misc]
+    table, index = 0, BY_NAME
+    if not isinstance(function, str):
+        table, index = function
     if durability is not None and durability not in DURABILITIES:
         raise BadRequest(f"the durability cannot be {durability!r}: it is one of {', '.join(DURABILITIES)}")
     level = 255 if durability is None else DURABILITIES.index(durability)
@@ -282,6 +284,16 @@ def call(
 def data(id: int, body: bytes, *, end: bool) -> bytes:
     """A DATA of the client."""
     return encode(DATA, id, flags=END if end else 0, body=body)
+
+
+def traceparent_bytes(text: str) -> bytes:
+    """The text of the HTTP header `traceparent` (W3C Trace Context, version 00) in its binary form."""
+    parts = text.split("-")
+    digits = "".join(parts[1:])
+    well_formed = len(parts) == 4 and parts[0] == "00" and [len(part) for part in parts[1:]] == [32, 16, 2]
+    if not well_formed or set(digits) - set("0123456789abcdef"):
+        raise BadRequest(f"{text!r} is not a traceparent", remedy="one looks like 00-TRACE-PARENT-FLAGS, in lower-case hexadecimal digits")
+    return bytes.fromhex(digits)
 
 
 def token_bytes(text: str) -> bytes:

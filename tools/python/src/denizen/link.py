@@ -7,10 +7,11 @@ once: a client that only wrote while the server only wrote would wait for ever.
 """
 
 import contextlib
+import os
 import select
 import socket
 import time
-from typing import TYPE_CHECKING, Dict, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Tuple
 
 from . import frames
 from .errors import BadRequest, DenizenError, ProtocolViolation, ReplyTooLong
@@ -74,9 +75,17 @@ class OnWire:
 class Link:
     """One socket, with the calls on it."""
 
-    def __init__(self, owner: "Connection", sock: socket.socket, address: str) -> None:
+    def __init__(self, owner: "Connection", host: str, port: int, address: str) -> None:
+        """Begins to connect. Only the name is waited for. Raises OSError."""
         self.owner = owner
-        self.sock = sock
+        # What else the name stands for, while it is not connected.
+        self._others = iter(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        self.is_connecting = True
+        self.sock = self._dial(OSError("the name has no address"))
+        self.is_over = False
+        # Where the functions of this connection's process stand: those of another may stand elsewhere.
+        self.table = 0
+        self.indices: Dict[str, int] = {}
         self.address = address
         self.decoder = frames.Decoder()
         self.out = bytearray(owner._hello)
@@ -86,9 +95,38 @@ class Link:
         self.sendable = 0
         self.owed = 0
         self.draining: Optional[frames.Frame] = None
+        # Whether the owner knows of the DRAIN, and makes new calls elsewhere.
+        self.is_leaving = False
         self.greet_until = time.monotonic() + owner._connect_timeout
         # Why the server wants the connection to end: ("moved", address, epoch) or ("refused", error).
         self.turn: Optional[Tuple] = None
+
+    def _dial(self, last: OSError) -> socket.socket:
+        """Begins to connect to the next address that does not fail at once."""
+        for family, kind, protocol, _, address in self._others:
+            sock = None
+            try:
+                sock = socket.socket(family, kind, protocol)
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                with contextlib.suppress(BlockingIOError):
+                    sock.connect(address)
+                return sock
+            except OSError as error:
+                last = error
+                if sock is not None:
+                    sock.close()
+        raise last
+
+    def _look_whether_connected(self) -> None:
+        failed = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failed:
+            self.sock.close()
+            self.sock = self._dial(OSError(failed, os.strerror(failed)))
+        else:
+            self.is_connecting = False
+            self.greet_until = time.monotonic() + self.owner._connect_timeout
 
     def has_room(self) -> bool:
         """Whether a call may begin. None is sent before the OK: if the node closed without a word, nobody would know
@@ -113,8 +151,8 @@ class Link:
             raise BadRequest(f"an input of {size} bytes is over the node's limit of {self.accepted.max_body}")
         if request.process is not None and self.owner._process is not None:
             raise BadRequest("the connection is bound to a process: a call cannot name another")
-        known = self.owner._indices.get(request.function)
-        function = request.function if known is None else (self.owner._table, known)
+        known = self.indices.get(request.function)
+        function = request.function if known is None else (self.table, known)
         left_ms = 0
         if call._until is not None:
             left_ms = min(max(int((call._until - time.monotonic()) * 1000 + 0.999), 1), (1 << 32) - 1)
@@ -188,18 +226,21 @@ class Link:
                     break
                 wire.sent_at += size
 
-    def move(self, timeout: Optional[float]) -> None:
-        """Sends what can be sent, waits for anything to happen, and takes it in. Raises OSError, or ProtocolViolation."""
-        self.fill()
-        self._send()
-        readable, writable = _wait(self.sock, bool(self.out), timeout)
+    def move(self, readable: bool, writable: bool) -> None:
+        """Sends what can be sent, and takes in what is there. Raises OSError, EOFError, or ProtocolViolation."""
+        if self.is_connecting:
+            self._look_whether_connected()
+            return
         if writable:
+            self.fill()
             self._send()
         if readable:
             self._receive()
+        if self.draining is not None and not self.calls_left():
+            raise EOFError("the server drained the connection")
 
     def _send(self) -> None:
-        while self.out:
+        while self.out and not self.is_connecting:
             try:
                 sent = self.sock.send(memoryview(self.out)[:_ENOUGH_UNSENT])
             except (BlockingIOError, InterruptedError):
@@ -255,7 +296,13 @@ class Link:
         self.accepted = accepted
         self.sendable = accepted.connection_window
         if accepted.functions:
-            owner._learn(accepted.table, {name: index for index, name in enumerate(accepted.functions)})
+            self._learn(accepted.table, {name: index for index, name in enumerate(accepted.functions)})
+
+    def _learn(self, table: int, indices: Dict[str, int]) -> None:
+        if table != self.table:
+            self.table, self.indices = table, {}
+        if len(self.indices) < frames.MAX_FUNCTIONS:
+            self.indices.update(indices)
 
     def _take_failure(self, frame: frames.Frame, error: DenizenError) -> None:
         if frame.id == 0:
@@ -266,9 +313,10 @@ class Link:
         del self.calls[wire.id]
         wire.call._wire = None
         if error.kind == "functions-changed":
-            self.owner._learn(0, {})
+            self._learn(0, {})
+        if error.kind == "functions-changed" or (error.kind == "draining" and error.retry == "safe"):
             if wire.call._input is not None and wire.call._tries < MAX_TRIES and wire.call._end is None:
-                # The index was of an older image; the name is sent this time.
+                # The index was of an older image, and the name is sent this time; or the process was about to be given up.
                 self.owner._waiting.append(wire.call)
                 return
         self.owner._finish(wire.call, error)
@@ -334,7 +382,7 @@ class Link:
         place = frame.fields.get("function_ref")
         if wire.named and isinstance(place, bytes):
             table, index = int.from_bytes(place[:8], "little"), int.from_bytes(place[8:], "little")
-            self.owner._learn(table, {wire.call._request.function: index})
+            self._learn(table, {wire.call._request.function: index})
 
     def _take_credit(self, frame: frames.Frame) -> None:
         if frame.a == 0:
@@ -361,13 +409,18 @@ class Link:
             self.owner._saw(process, frame.c)
 
 
-def _wait(sock: socket.socket, writing: bool, timeout: Optional[float]) -> Tuple[bool, bool]:
-    """Whether it can be read and written."""
+def wait(links: List[Link], timeout: Optional[float]) -> List[Tuple[Link, bool, bool]]:
+    """Which of them can be read and written."""
     if hasattr(select, "poll"):
         poller = select.poll()
-        poller.register(sock, select.POLLIN | (select.POLLOUT if writing else 0))
-        ready = poller.poll(None if timeout is None else timeout * 1000)
-        events = ready[0][1] if ready else 0
-        return bool(events & ~select.POLLOUT), bool(events & select.POLLOUT)
-    readable, writable, _ = select.select([sock], [sock] if writing else [], [], timeout)
-    return bool(readable), bool(writable)
+        for link in links:
+            # A socket that is not connected yet tells so by being writable.
+            reading = 0 if link.is_connecting else select.POLLIN
+            poller.register(link.sock, reading | (select.POLLOUT if link.out else 0))
+        ready = dict(poller.poll(None if timeout is None else max(timeout * 1000, 0.0)))
+        events = [(link, ready.get(link.sock.fileno(), 0)) for link in links]
+        return [(link, bool(event & ~select.POLLOUT), bool(event & select.POLLOUT)) for link, event in events if event]
+    socks = [link.sock for link in links]
+    readable, writable, _ = select.select(socks, [link.sock for link in links if link.out], [], timeout)
+    found = [(link, link.sock in readable, link.sock in writable) for link in links]
+    return [ready_one for ready_one in found if ready_one[1] or ready_one[2]]

@@ -54,7 +54,7 @@ class CallStream(io.RawIOBase):
             sent = self._link.send_input(self._wire, view[at:], False)  # type: ignore[arg-type]
             at += sent
             if sent:
-                self._connection._guarded(self._link._send)
+                self._connection._guarded(self._link, self._link._send)
             else:
                 self._connection._step(None)
         return len(view)
@@ -64,7 +64,7 @@ class CallStream(io.RawIOBase):
         if not self._wire.input_ended and not self._wire.reply_ended:
             self._check()
             self._link.send_input(self._wire, b"", True)
-            self._connection._guarded(self._link._send)
+            self._connection._guarded(self._link, self._link._send)
 
     def read_some(self, size: int = 65536) -> bytes:
         """What is there, at least a byte, without ending the input. Empty: the reply is over."""
@@ -73,7 +73,7 @@ class CallStream(io.RawIOBase):
                 piece = bytes(self._wire.body[:size])
                 del self._wire.body[:size]
                 self._link.credit(self._wire, len(piece))
-                self._connection._guarded(self._link._send)
+                self._connection._guarded(self._link, self._link._send)
                 return piece
             if self._wire.reply_ended:
                 self._over = True

@@ -1,7 +1,7 @@
-//! One connection that makes calls as they are due, over HTTP or in frames.
+//! One thread that makes calls as they are due: over an HTTP connection, or in frames over as many connections as it is given.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs,
     io::{self, Read as _},
     sync::Arc,
@@ -9,22 +9,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use denizen_agent::Keys;
 use denizen_client::{Blame, Call, ClientError, Input, Node};
-use denizen_framed::{Connection, Error, Options, Request, Ticket};
-use denizen_protocol::token::{self, Claims};
+use denizen_framed::{Connection, Group, Options, Request, Ticket};
 
 use super::{schedule::Schedule, tally::Tally};
 use crate::{
     cli::{self, Everywhere},
-    commands::{node, token::holds_for},
+    commands::{data_port, node},
     failure::{Failure, chain},
     place,
     target::Target,
 };
 
 /// How much longer than the run its own token holds.
-const TOKEN_RESERVE_S: u64 = 3600;
+const TOKEN_RESERVE: Duration = Duration::from_secs(3600);
 /// How often one that sleeps looks whether it is to stop.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -42,7 +40,7 @@ pub(super) struct What {
 #[derive(Debug)]
 pub(super) enum Caller {
     Http { node: Node, what: Arc<What> },
-    Framed { connection: Box<Connection>, what: Arc<What> },
+    Framed { connections: Box<Group>, what: Arc<What>, depth: usize, is_busy: bool },
 }
 
 /// As many as were asked for, all connected: what is wrong with the node or the token is told before anything is measured.
@@ -58,21 +56,38 @@ pub(super) fn open(
         content_type: typed.content_type.clone(),
         deadline: typed.deadline,
     });
-    let framed = typed.framed.then(|| framed_options(everywhere, typed, target)).transpose()?;
+    if typed.framed {
+        return open_framed(&framed_options(everywhere, typed, target)?, typed, &what);
+    }
     (0..typed.connections)
-        .map(|_| match &framed {
-            Some(options) => {
-                let connection = Connection::open(options.clone()).map_err(told)?;
-                Ok(Caller::Framed { connection: Box::new(connection), what: Arc::clone(&what) })
-            }
-            None => {
-                // Each has a transport of its own, which keeps one connection.
-                let node = node(everywhere)?;
-                node.info()?;
-                Ok(Caller::Http { node, what: Arc::clone(&what) })
-            }
+        .map(|_| {
+            // Each has a transport of its own, which keeps one connection.
+            let node = node(everywhere)?;
+            node.info()?;
+            Ok(Caller::Http { node, what: Arc::clone(&what) })
         })
         .collect()
+}
+
+/// The connections, dealt out to threads.
+fn open_framed(options: &Options, typed: &cli::Load, what: &Arc<What>) -> Result<Vec<Caller>, Failure> {
+    let cores = thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
+    let threads = typed.threads.unwrap_or(cores).min(typed.connections);
+    let mut hands: Vec<Vec<Connection>> = (0..threads).map(|_| Vec::new()).collect();
+    for (_, hand) in (0..typed.connections).zip((0..hands.len()).cycle()) {
+        let connection = Connection::open(options.clone()).map_err(|error| data_port::told(&error))?;
+        hands[hand].push(connection);
+    }
+    let caller = |hand| {
+        let group = Group::new(hand).map_err(|error| unwatched(&error))?;
+        let connections = Box::new(if typed.busy { group.spinning() } else { group });
+        Ok(Caller::Framed { connections, what: Arc::clone(what), depth: typed.depth, is_busy: typed.busy })
+    };
+    hands.into_iter().map(caller).collect()
+}
+
+fn unwatched(error: &io::Error) -> Failure {
+    Failure::host("the connections cannot be watched").because(error).remedy("ask for fewer --connections")
 }
 
 fn body(typed: Option<&str>) -> Result<Vec<u8>, Failure> {
@@ -88,36 +103,23 @@ fn body(typed: Option<&str>) -> Result<Vec<u8>, Failure> {
 
 fn framed_options(everywhere: &Everywhere, typed: &cli::Load, target: &Target) -> Result<Options, Failure> {
     let dir = place::node_directory(everywhere.dir.as_deref())?;
-    let address = match fs::read_to_string(dir.join("data-endpoint")) {
-        Ok(address) => address,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(Failure::host(format!("no node with a data port runs on {}", dir.display()))
-                .remedy("start one with `denizen dev`, or measure with --http"));
-        }
-        Err(error) => return Err(Failure::host("the data port's address cannot be read").because(&error)),
+    let Some(address) = data_port::address(&dir)? else {
+        return Err(Failure::host(format!("no node with a data port runs on {}", dir.display()))
+            .remedy("start one with `denizen dev`, or measure with --http"));
     };
     let token = match &typed.token {
         Some(token) => token.clone(),
-        None => own_token(&Keys::open(&dir).map_err(keyless)?, typed, target)?,
+        None => {
+            let ttl = typed.duration + TOKEN_RESERVE;
+            data_port::own_token(&dir, &target.app, target.process.as_deref(), &typed.function, ttl)
+                .map_err(keyless)?
+        }
     };
-    let options = Options::new(address.trim(), &target.app).token(token);
+    let options = Options::new(address, &target.app).token(token);
     Ok(match &target.process {
         Some(process) => options.process(process),
         None => options,
     })
-}
-
-/// Whoever may read the node's keys needs no token from anybody.
-fn own_token(keys: &Keys, typed: &cli::Load, target: &Target) -> Result<String, Failure> {
-    let (not_before_s, expires_s) = holds_for(typed.duration.as_secs() + TOKEN_RESERVE_S);
-    let claims = Claims {
-        app: target.app.clone(),
-        process: target.process.clone(),
-        functions: Some(vec![typed.function.clone()]),
-        not_before_s,
-        expires_s,
-    };
-    Ok(token::to_text(&keys.issue(&claims).map_err(keyless)?))
 }
 
 fn keyless(error: denizen_agent::KeysError) -> Failure {
@@ -126,30 +128,13 @@ fn keyless(error: denizen_agent::KeysError) -> Failure {
         .remedy("pass one with --token; `denizen token issue` makes them")
 }
 
-/// An error of the framed client as this program tells it.
-fn told(error: Error) -> Failure {
-    let failure = match error.blame() {
-        denizen_framed::Blame::Caller => Failure::usage(error.to_string()),
-        denizen_framed::Blame::Function => Failure::function(error.to_string()),
-        denizen_framed::Blame::Host | denizen_framed::Blame::Store => Failure::host(error.to_string()),
-    };
-    let failure = match error.cause() {
-        Some(cause) => failure.detail(cause),
-        None => failure,
-    };
-    match error.remedy() {
-        Some(remedy) => failure.remedy(remedy),
-        None => failure,
-    }
-}
-
 impl Caller {
     /// Makes calls until there are no more, and waits for the last.
-    pub(super) fn run(&mut self, schedule: &Schedule, tally: &Tally, depth: usize) -> Result<(), Failure> {
+    pub(super) fn run(&mut self, schedule: &Schedule, tally: &Tally) -> Result<(), Failure> {
         match self {
             Caller::Http { node, what } => {
                 while let Some(due) = schedule.take() {
-                    if !sleep_until(due, schedule) {
+                    if !sleep_until(due, schedule, false) {
                         return Ok(());
                     }
                     match call_over_http(node, what) {
@@ -159,19 +144,25 @@ impl Caller {
                 }
                 Ok(())
             }
-            Caller::Framed { connection, what } => call_in_frames(connection, what, schedule, tally, depth),
+            Caller::Framed { connections, what, depth, is_busy } => {
+                call_in_frames(connections, what, schedule, tally, *depth, *is_busy)
+            }
         }
     }
 }
 
 /// Sleeps in pieces, so that a stop is heard. Says whether the time has come.
-fn sleep_until(due: Instant, schedule: &Schedule) -> bool {
+fn sleep_until(due: Instant, schedule: &Schedule, is_busy: bool) -> bool {
     loop {
         let left = due.saturating_duration_since(Instant::now());
         if left.is_zero() || schedule.is_stopped() {
             return !schedule.is_stopped();
         }
-        thread::sleep(left.min(LOOK));
+        if is_busy {
+            std::hint::spin_loop();
+        } else {
+            thread::sleep(left.min(LOOK));
+        }
     }
 }
 
@@ -183,6 +174,7 @@ fn call_over_http(node: &Node, what: &What) -> Result<(), ClientError> {
         content_type: what.content_type.as_deref(),
         deadline: what.deadline,
         never_create: false,
+        ..Call::default()
     };
     let mut reply = node.call(&call, Input::Bytes(&what.body))?;
     let mut rest = [0; 16 << 10];
@@ -208,21 +200,25 @@ fn kind_of(error: &ClientError) -> String {
 }
 
 fn call_in_frames(
-    connection: &mut Connection,
+    connections: &mut Group,
     what: &What,
     schedule: &Schedule,
     tally: &Tally,
     depth: usize,
+    is_busy: bool,
 ) -> Result<(), Failure> {
-    let mut running: HashMap<Ticket, Instant> = HashMap::with_capacity(depth);
+    // A place for each call that may be in flight, by its connection; the one that was free for longest is taken.
+    let mut free: VecDeque<usize> = (0..depth).flat_map(|_| 0..connections.len()).collect();
+    let mut running: HashMap<(usize, Ticket), Instant> = HashMap::with_capacity(free.len());
     // Taken when there is room for it, and not before: in closed loop a call is due when it is taken.
     let mut next = None;
     loop {
-        while running.len() < depth {
+        while let Some(&at) = free.front() {
             next = next.or_else(|| schedule.take());
             let Some(due) = next.take_if(|due| *due <= Instant::now()) else { break };
-            let ticket = connection.begin(what.request(), &what.body).map_err(told)?;
-            running.insert(ticket, due);
+            let begun = connections.begin(at, what.request(), &what.body);
+            running.insert((at, begun.map_err(|error| data_port::told(&error))?), due);
+            free.pop_front();
         }
         if schedule.is_stopped() {
             next = None;
@@ -231,16 +227,17 @@ fn call_in_frames(
             match next {
                 None => return Ok(()),
                 Some(due) => {
-                    sleep_until(due, schedule);
+                    sleep_until(due, schedule, is_busy);
                     continue;
                 }
             }
         }
         // With all hands full only an answer helps; else the next call may be due before one comes.
-        let until = next.filter(|_| running.len() < depth);
-        if let Some((ticket, end)) = connection.wait_any(until)
-            && let Some(due) = running.remove(&ticket)
+        let until = next.filter(|_| !free.is_empty());
+        if let Some((at, ticket, end)) = connections.wait_any(until).map_err(|error| unwatched(&error))?
+            && let Some(due) = running.remove(&(at, ticket))
         {
+            free.push_back(at);
             match end {
                 Ok(_) => tally.succeeded(due),
                 Err(error) => tally.failed(error.kind(), || chain(&error)),

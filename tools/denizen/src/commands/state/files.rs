@@ -1,14 +1,14 @@
-//! `denizen state files`: what was captured of a process's `/state`, read from its log while no node runs. It is in no export.
+//! `denizen state files`: what was captured of a process's `/state`. It is in no export.
 
-use denizen_engine::FileKind;
+use denizen_client::{Captured, CapturedFile};
 use serde_json::{Value, json};
 
-use super::source::{CapturedFile, Source};
+use super::{source::Source, transfer::Output};
 use crate::{
     cli::{self, Everywhere},
     failure::Failure,
     target::ProcessTarget,
-    terminal::{Cell, Paint, Table, Terminal, printable},
+    terminal::{Cell, Escaped, Paint, Table, Terminal, printable},
     units,
 };
 
@@ -19,23 +19,39 @@ pub(super) fn files(
 ) -> Result<(), Failure> {
     let target = ProcessTarget::parse(&typed.target)?;
     let source = Source::open(terminal, everywhere, target.clone(), false)?;
-    match &typed.path {
-        None => {
-            let found = source.files()?;
-            source.close()?;
-            list(terminal, &found)
+    let path = typed.path.as_deref();
+    let Some(path) = path.map(|path| path.strip_prefix("/state/").unwrap_or(path)) else {
+        if typed.tar {
+            if terminal.is_watched() && typed.output.is_none() {
+                return Err(
+                    Failure::usage("an archive is nothing for a terminal").remedy("name a file with -o")
+                );
+            }
+            let mut out = Output::open(typed.output.as_deref())?;
+            source.files_archive(|bytes| out.write(bytes))?;
+            out.finish()?;
+            return source.close();
         }
-        Some(path) => {
-            let path = path.strip_prefix("/state/").unwrap_or(path);
-            let found = source.file(path.as_bytes())?;
-            source.close()?;
-            let bytes = found.ok_or_else(|| {
-                Failure::usage(format!("no file {path} was captured of {target}"))
-                    .remedy(format!("`denizen state files {target}` lists those that were"))
-            })?;
-            terminal.raw(&bytes)
-        }
+        let found = source.files()?;
+        source.close()?;
+        return list(terminal, &found);
+    };
+    let mut out = Output::open(typed.output.as_deref())?;
+    // What a tenant keeps must not steer the terminal.
+    let mut escaped = (terminal.is_watched() && typed.output.is_none()).then(Escaped::default);
+    let found = source.file(path.as_bytes(), |bytes| match &mut escaped {
+        Some(escaped) => out.write(escaped.add(bytes).as_bytes()),
+        None => out.write(bytes),
+    })?;
+    if let Some(escaped) = escaped {
+        out.write(escaped.end().as_bytes())?;
     }
+    source.close()?;
+    if !found {
+        return Err(Failure::usage(format!("no file {path} was captured of {target}"))
+            .remedy(format!("`denizen state files {target}` lists those that were")));
+    }
+    out.finish()
 }
 
 fn list(terminal: &Terminal, found: &[CapturedFile]) -> Result<(), Failure> {
@@ -50,12 +66,10 @@ fn list(terminal: &Terminal, found: &[CapturedFile]) -> Result<(), Failure> {
     let mut table = Table::with_head(&["PATH", "MODE", "SIZE"]);
     for file in found {
         let path = printable(&String::from_utf8_lossy(&file.path));
-        let row = match &file.entry {
-            Ok(entry) => match entry.kind {
-                FileKind::File { len, .. } => (path, format!("{:o}", entry.mode), units::bytes(len)),
-                _ => (format!("{path}/"), format!("{:o}", entry.mode), String::new()),
-            },
-            Err(_) => (path, String::new(), "damaged".to_owned()),
+        let row = match &file.kind {
+            Captured::File { mode, bytes, .. } => (path, format!("{mode:o}"), units::bytes(*bytes)),
+            Captured::Directory { mode } => (format!("{path}/"), format!("{mode:o}"), String::new()),
+            _ => (path, String::new(), "damaged".to_owned()),
         };
         table.row(vec![Cell::plain(row.0).painted(Paint::bold), Cell::plain(row.1), Cell::number(row.2)]);
     }
@@ -64,11 +78,12 @@ fn list(terminal: &Terminal, found: &[CapturedFile]) -> Result<(), Failure> {
 
 fn described(file: &CapturedFile) -> Value {
     let path = String::from_utf8_lossy(&file.path);
-    match &file.entry {
-        Ok(entry) => match entry.kind {
-            FileKind::File { len, .. } => json!({ "path": path, "mode": entry.mode, "bytes": len }),
-            _ => json!({ "path": path, "mode": entry.mode, "directory": true }),
-        },
-        Err(error) => json!({ "path": path, "damaged": error.to_string() }),
+    match &file.kind {
+        Captured::File { mode, bytes, modified_s } => {
+            json!({ "path": path, "mode": mode, "bytes": bytes, "modified_s": modified_s })
+        }
+        Captured::Directory { mode } => json!({ "path": path, "mode": mode, "directory": true }),
+        Captured::Damaged { why } => json!({ "path": path, "damaged": why }),
+        _ => json!({ "path": path }),
     }
 }

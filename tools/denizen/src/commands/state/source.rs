@@ -6,12 +6,13 @@ use std::{
 };
 
 use denizen_agent::{DirError, NodeAtRest, NodeDir, Refusal};
-use denizen_client::{ClientError, Imported, Node, Object, ObjectInfo, Problem};
+use denizen_client::{Captured, CapturedFile, ClientError, Imported, Node, Object, ObjectInfo, Problem};
 use denizen_engine::{
-    FileEntry, KeyInfo, Salvage, StateError, Table,
+    FileEntry, FileKind, KeyInfo, Salvage, StateError, Table,
     offline::{Edit, Offline},
 };
 use denizen_sched::{Config, Scheduler};
+use denizen_wire::tar;
 
 use super::{key::Key, transfer, types::Types};
 use crate::{cli::Everywhere, failure::Failure, place, target::ProcessTarget, terminal::Terminal};
@@ -34,14 +35,8 @@ enum Log {
     Salvaged(Box<Salvage>),
 }
 
-/// The longest file that is read at once, in bytes: with holes, its length is only what a sandbox says.
-const LONGEST_FILE: u64 = 4 << 30;
-
-/// What was captured under a path below `/state`, or why it cannot be read.
-pub(super) struct CapturedFile {
-    pub(super) path: Vec<u8>,
-    pub(super) entry: Result<FileEntry, StateError>,
-}
+/// Read of an answer at once, in bytes.
+const PIECE: usize = 256 << 10;
 
 /// An object that is to be put.
 #[derive(Debug, PartialEq, Eq)]
@@ -227,30 +222,94 @@ impl Source {
 
     /// The captured files, in the order of their paths.
     pub(super) fn files(&self) -> Result<Vec<CapturedFile>, Failure> {
-        let found = self.whole_log()?.files().map_err(|error| unreadable_file(&error))?;
-        Ok(found.into_iter().map(|(path, entry)| CapturedFile { path: path.to_vec(), entry }).collect())
+        let ProcessTarget { app, process } = &self.target;
+        match &self.place {
+            Place::Online(node) => Ok(node.files(app, process)?),
+            Place::AtRest(_, Log::Whole(log)) => {
+                let found = log.files().map_err(|error| unreadable_file(&error))?;
+                Ok(found.into_iter().map(|(path, entry)| captured(path, entry)).collect())
+            }
+            Place::AtRest(_, Log::Salvaged(_)) => Err(not_salvaged()),
+        }
     }
 
-    /// The bytes of a captured file; `None` if there is no file of this path.
-    pub(super) fn file(&self, path: &[u8]) -> Result<Option<Vec<u8>>, Failure> {
-        self.whole_log()?.file(path, LONGEST_FILE).map_err(|error| unreadable_file(&error))
+    /// Shows the bytes of a captured file piece by piece; false if there is no file of this path.
+    pub(super) fn file(
+        &self,
+        path: &[u8],
+        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<bool, Failure> {
+        let ProcessTarget { app, process } = &self.target;
+        let log = match &self.place {
+            Place::Online(node) => match node.file(app, process, path) {
+                Ok(file) => return self.pass_on(node, file, take).map(|()| true),
+                Err(error) if error.problem().is_some_and(|problem| problem.name() == "unknown-file") => {
+                    return Ok(false);
+                }
+                Err(error) => return Err(error.into()),
+            },
+            Place::AtRest(_, Log::Whole(log)) => log,
+            Place::AtRest(_, Log::Salvaged(_)) => return Err(not_salvaged()),
+        };
+        let entry = log.file_entry(path).map_err(|error| unreadable_file(&error))?;
+        let Some(entry) = entry.filter(|entry| entry.kind != FileKind::Directory) else { return Ok(false) };
+        each_piece(log, &entry, &mut take).map(|()| true)
+    }
+
+    /// Shows a tar archive of all captured files piece by piece.
+    pub(super) fn files_archive(
+        &self,
+        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let ProcessTarget { app, process } = &self.target;
+        let log = match &self.place {
+            Place::Online(node) => return self.pass_on(node, node.files_archive(app, process)?, take),
+            Place::AtRest(_, Log::Whole(log)) => log,
+            Place::AtRest(_, Log::Salvaged(_)) => return Err(not_salvaged()),
+        };
+        let mut out = Vec::new();
+        for (path, entry) in log.files().map_err(|error| unreadable_file(&error))? {
+            let entry = entry.map_err(|error| unreadable_file(&error))?;
+            let kind = match entry.kind {
+                FileKind::Directory => tar::Entry::Directory,
+                FileKind::File { len, .. } => tar::Entry::File(len),
+            };
+            tar::head(&mut out, path, entry.mode, entry.modified.0, kind);
+            take(&out)?;
+            out.clear();
+            each_piece(log, &entry, &mut take)?;
+            out.resize(tar::padding(entry.len()), 0);
+        }
+        tar::end(&mut out);
+        take(&out)
+    }
+
+    fn pass_on(
+        &self,
+        node: &Node,
+        mut from: impl Read,
+        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut piece = vec![0; PIECE];
+        loop {
+            match from.read(&mut piece) {
+                Ok(0) => return Ok(()),
+                Ok(count) => take(&piece[..count])?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What was wrong is in its log: the answer had begun.
+                Err(error) => {
+                    let target = &self.target;
+                    return Err(Failure::from(node.broke_off("reading files", error)).remedy(format!(
+                        "`denizen logs {target}` may say why; the other files can be had one by one"
+                    )));
+                }
+            }
+        }
     }
 
     /// How many files and directories are captured; 0 where that cannot be seen from here.
     pub(super) fn files_seen(&self) -> u64 {
-        match &self.place {
-            Place::AtRest(_, Log::Whole(log)) => log.files().map_or(0, |found| found.len() as u64),
-            _ => 0,
-        }
-    }
-
-    /// The log at rest, where its files are.
-    fn whole_log(&self) -> Result<&Offline, Failure> {
-        match &self.place {
-            Place::AtRest(_, Log::Whole(log)) => Ok(log),
-            _ => Err(Failure::usage("captured files are read while no node runs")
-                .remedy("end the node first; while it runs, a function of the process can hand them out")),
-        }
+        self.files().map_or(0, |found| found.len() as u64)
     }
 
     /// What of the log itself cannot be read, in words.
@@ -294,6 +353,31 @@ impl Source {
             None => outcome,
         }
     }
+}
+
+fn captured(path: &[u8], entry: Result<FileEntry, StateError>) -> CapturedFile {
+    let kind = match entry {
+        Ok(FileEntry { mode, kind: FileKind::Directory, .. }) => Captured::Directory { mode },
+        Ok(entry) => Captured::File { mode: entry.mode, bytes: entry.len(), modified_s: entry.modified.0 },
+        Err(error) => Captured::Damaged { why: error.to_string() },
+    };
+    CapturedFile { path: path.to_vec(), kind }
+}
+
+fn each_piece(
+    log: &Offline,
+    entry: &FileEntry,
+    take: &mut impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    entry.pieces().try_for_each(|piece| {
+        let bytes = log.file_piece(piece).map_err(|error| unreadable_file(&error))?;
+        take(&bytes.unwrap_or_else(|| vec![0; piece.1]))
+    })
+}
+
+fn not_salvaged() -> Failure {
+    Failure::usage("a damaged log is salvaged for its objects, not for its files")
+        .remedy("without --salvage, files of a whole log can be read")
 }
 
 fn as_told(key: &[u8], info: KeyInfo) -> ObjectInfo {

@@ -93,31 +93,45 @@ fn told(terminal: &Terminal, typed: &cli::StateExport, objects: u64, bytes: u64)
 }
 
 /// Where an export goes. A file gets its name when it is whole.
-enum Output {
+pub(super) enum Output {
     Stdout(BufWriter<io::Stdout>),
-    File { path: PathBuf, file: BufWriter<tempfile::NamedTempFile> },
+    File {
+        path: PathBuf,
+        file: BufWriter<tempfile::NamedTempFile>,
+    },
+    /// What is there and is no plain file: a device, a pipe. It is not replaced.
+    There {
+        path: PathBuf,
+        file: BufWriter<File>,
+    },
 }
 
 impl Output {
-    fn open(path: Option<&Path>) -> Result<Output, Failure> {
+    pub(super) fn open(path: Option<&Path>) -> Result<Output, Failure> {
         let Some(path) = path.filter(|path| *path != Path::new("-")) else {
             return Ok(Output::Stdout(BufWriter::with_capacity(PIECE, io::stdout())));
         };
+        if std::fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+            let file = File::options().write(true).open(path).map_err(|error| cannot_write(path, &error))?;
+            return Ok(Output::There { path: path.to_owned(), file: BufWriter::with_capacity(PIECE, file) });
+        }
         let file = tempfile::NamedTempFile::new_in(place::folder_of(path));
         let file = file.map_err(|error| cannot_write(path, &error))?;
         Ok(Output::File { path: path.to_owned(), file: BufWriter::with_capacity(PIECE, file) })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         match self {
             Output::Stdout(stdout) => stdout.write_all(bytes).map_err(|error| Failure::output(&error)),
             Output::File { path, file } => file.write_all(bytes).map_err(|error| cannot_write(path, &error)),
+            Output::There { path, file } => file.write_all(bytes).map_err(|error| cannot_write(path, &error)),
         }
     }
 
-    fn finish(self) -> Result<(), Failure> {
+    pub(super) fn finish(self) -> Result<(), Failure> {
         match self {
             Output::Stdout(mut stdout) => stdout.flush().map_err(|error| Failure::output(&error)),
+            Output::There { path, mut file } => file.flush().map_err(|error| cannot_write(&path, &error)),
             Output::File { path, file } => {
                 let failed = |error: io::Error| cannot_write(&path, &error);
                 let file = file.into_inner().map_err(|error| failed(error.into_error()))?;

@@ -22,7 +22,32 @@ fn run(cx: &mut Context, script: &[u8]) -> Result<String> {
     Ok(String::new())
 }
 
+/// The same with files alone, in a function that reads, and so beside others.
+#[function]
+fn scribble(_cx: &Context, script: &[u8]) -> Result<String> {
+    scribbled(script)
+}
+
+/// And in one that may write beside others.
+#[function(concurrent)]
+fn scribble_beside(_cx: &mut Context, script: &[u8]) -> Result<String> {
+    scribbled(script)
+}
+
+fn scribbled(script: &[u8]) -> Result<String> {
+    for line in String::from_utf8_lossy(script).lines() {
+        file_step(line).map_err(|error| failed(format!("{line}: {error}")))?;
+    }
+    Ok(String::new())
+}
+
 fn step(cx: &mut Context, line: &str) -> io::Result<()> {
+    let Some(bytes) = line.strip_prefix("put x ") else { return file_step(line) };
+    let bytes = noise(bytes.parse().map_err(io::Error::other)?);
+    cx.put_bytes("object", &bytes).map_err(|error| io::Error::other(error.to_string()))
+}
+
+fn file_step(line: &str) -> io::Result<()> {
     let mut words = line.splitn(3, ' ');
     let (verb, path, rest) =
         (words.next().unwrap_or(""), at(words.next().unwrap_or("")), words.next().unwrap_or(""));
@@ -40,10 +65,7 @@ fn step(cx: &mut Context, line: &str) -> io::Result<()> {
             fs::set_permissions(path, fs::Permissions::from_mode(mode))
         }
         "link" => std::os::unix::fs::symlink(at(rest), path),
-        "put" => {
-            let bytes = noise(rest.parse().map_err(io::Error::other)?);
-            cx.put_bytes("object", &bytes).map_err(|error| io::Error::other(error.to_string()))
-        }
+        "sparse" => fs::File::create(path)?.set_len(rest.parse().map_err(io::Error::other)?),
         _ => Err(io::Error::other("no such verb")),
     }
 }
@@ -96,4 +118,4 @@ fn walk(dir: &Path, lines: &mut Vec<String>) -> io::Result<()> {
     Ok(())
 }
 
-denizen::export!(run, list);
+denizen::export!(run, scribble, scribble_beside, list);
