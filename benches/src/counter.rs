@@ -109,15 +109,15 @@ fn ready(clients: &[Client], waiting: &[usize]) -> Vec<usize> {
 }
 
 /// A Redis of its own, on a free port of loopback. It ends with this value.
-struct Redis {
+pub(crate) struct Redis {
     child: Child,
-    address: String,
+    pub(crate) address: String,
     _dir: tempfile::TempDir,
 }
 
 impl Redis {
     /// `None` where there is no `redis-server`.
-    fn start(sync: bool) -> Option<Self> {
+    pub(crate) fn start(sync: bool) -> Option<Self> {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let port =
             TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();

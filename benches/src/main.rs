@@ -5,9 +5,13 @@
 //! not be compared. A round's figure is its median and 99th percentile; a row shows the median over rounds and the
 //! range.
 
+mod attack;
 mod call;
 mod counter;
+mod direct;
 mod figures;
+mod framed;
+mod idle;
 mod machine;
 mod memory;
 mod node;
@@ -32,10 +36,16 @@ struct Options {
 enum Bench {
     /// A warm HTTP call beside a plain hyper echo server
     Call,
+    /// Calls of the framed protocol beside echo servers and Redis
+    Direct,
     /// A counting function beside a hyper service on Redis
     Counter,
     /// The first call of a new process beside clone3 + exec + dlopen
     Start,
+    /// Direct calls beside others who misbehave
+    Attack,
+    /// Processor time and memory of a node that does nothing
+    Idle,
     /// Memory of idle active processes beside idle glibc processes
     Memory,
 }
@@ -48,11 +58,20 @@ fn main() {
     if wanted(Bench::Call) {
         call::measure(&programs, options.tiny);
     }
+    if wanted(Bench::Direct) {
+        direct::measure(&programs, options.tiny);
+    }
     if wanted(Bench::Counter) {
         counter::measure(&programs, options.tiny);
     }
     if wanted(Bench::Start) {
         start::measure(&programs, options.tiny);
+    }
+    if wanted(Bench::Attack) {
+        attack::measure(&programs, options.tiny);
+    }
+    if wanted(Bench::Idle) {
+        idle::measure(&programs, options.tiny);
     }
     if wanted(Bench::Memory) {
         memory::measure(&programs, options.tiny);

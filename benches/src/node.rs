@@ -1,6 +1,8 @@
 //! The servers that are measured, started and stopped; and the one client that both sides are called with.
 
+use crate::framed::Framed;
 use crate::machine::Programs;
+use denizen_protocol::token;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
@@ -11,23 +13,35 @@ use std::time::{Duration, Instant};
 pub(crate) struct Node {
     child: Child,
     address: String,
+    /// What lets a connection of the framed protocol in.
+    call_token: Vec<u8>,
     dir: tempfile::TempDir,
 }
 
 impl Node {
     /// Starts it with `pool` sandboxes waiting.
     pub(crate) fn start(programs: &Programs, pool: usize) -> Self {
+        Self::start_with(programs, pool, &[])
+    }
+
+    /// The same with the agent between callers and functions.
+    pub(crate) fn relay(programs: &Programs, pool: usize) -> Self {
+        Self::start_with(programs, pool, &["--isolation", "relay"])
+    }
+
+    fn start_with(programs: &Programs, pool: usize, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut command = Command::new(&programs.denizen);
         command.arg("dev").arg("--dir").arg(dir.path()).args(["--http", "127.0.0.1:0", "--no-watch"]);
-        command.args(["--executors", "1", "--pool", &pool.to_string()]);
+        command.args(["--data", "127.0.0.1:0", "--executors", "1", "--pool", &pool.to_string()]).args(more);
         if programs.release {
             command.arg("--release");
         }
         command.arg(&programs.echo).stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
         let child = command.spawn().expect("denizen starts");
-        let mut node = Self { child, address: String::new(), dir };
+        let mut node = Self { child, address: String::new(), call_token: Vec::new(), dir };
         node.await_deployment();
+        node.call_token = node.issue_token(programs);
         node
     }
 
@@ -46,8 +60,47 @@ impl Node {
         }
     }
 
+    fn issue_token(&self, programs: &Programs) -> Vec<u8> {
+        let mut command = Command::new(&programs.denizen);
+        command.args(["token", "issue", "--app", "bench-echo", "--dir"]).arg(self.dir.path());
+        let output = command.output().expect("denizen runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        token::from_text(&String::from_utf8_lossy(&output.stdout)).expect("a token")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn client(&self) -> Client {
         Client::connect(&self.address)
+    }
+
+    /// A connection of the framed protocol to this process.
+    pub(crate) fn framed(&self, process: &str) -> Framed {
+        Framed::connect(&self.data_address(), &self.call_token, process)
+    }
+
+    pub(crate) fn data_address(&self) -> String {
+        let file = self.dir.path().join("data-endpoint");
+        std::fs::read_to_string(file).expect("a data port").trim().to_owned()
+    }
+
+    /// A token of which one bit of the signature is wrong.
+    pub(crate) fn forged_token(&self) -> Vec<u8> {
+        let mut token = self.call_token.clone();
+        *token.last_mut().expect("a token is not empty") ^= 1;
+        token
+    }
+
+    /// Has a process swapped out.
+    pub(crate) fn swap_out(&self, process: &str) {
+        let token = std::fs::read_to_string(self.dir.path().join("token")).expect("the node's token");
+        let mut client = self.client();
+        let path = format!("/v1/apps/bench-echo/processes/{process}/swap-out");
+        let header = format!("Authorization: Bearer {}\r\n", token.trim());
+        let request = client.request_with(&path, &header, b"");
+        assert_eq!(client.exchange(&request), 200, "{process} is not swapped out");
     }
 }
 

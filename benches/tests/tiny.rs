@@ -43,3 +43,34 @@ fn memory_prints_both_rows() {
         assert!(out.contains(row), "no row {row:?} in:\n{out}");
     }
 }
+
+#[test]
+fn direct_prints_every_row() {
+    let out = tiny("direct");
+    for row in [
+        "blocking TCP echo",
+        "io_uring TCP echo",
+        "function `echo`, relayed",
+        "Redis `INCR`",
+        "16 MiB",
+        "wake",
+    ] {
+        assert!(out.contains(row), "no row {row:?} in:\n{out}");
+    }
+}
+
+#[test]
+fn idle_prints_time_and_memory() {
+    let out = tiny("idle");
+    for row in ["no process, no connection", "idle connection that was used", "memory of a swapped process"] {
+        assert!(out.contains(row), "no row {row:?} in:\n{out}");
+    }
+}
+
+#[test]
+fn attack_prints_a_row_for_each() {
+    let out = tiny("attack");
+    for row in ["alone", "forged tokens", "half-open", "prints", "burn"] {
+        assert!(out.contains(row), "no row {row:?} in:\n{out}");
+    }
+}

@@ -1,5 +1,7 @@
 //! The functions that benchmarks call, as small as functions get: what is measured is everything around them.
 
+use std::time::{Duration, Instant};
+
 use denizen::prelude::*;
 
 /// Answers with its input.
@@ -17,4 +19,30 @@ fn count(cx: &mut Context) -> Result<String> {
     Ok(next.to_string())
 }
 
-denizen::export!(echo, count);
+/// How long a call goes on that keeps others busy.
+fn milliseconds(input: &[u8]) -> Result<Duration> {
+    let text = std::str::from_utf8(input).ok().and_then(|text| text.parse().ok());
+    text.map(Duration::from_millis).ok_or_else(|| bad_input("the input is a number of milliseconds"))
+}
+
+/// Keeps a processor busy.
+#[function]
+fn burn(_cx: &Context, input: &[u8]) -> Result<()> {
+    let until = Instant::now() + milliseconds(input)?;
+    while Instant::now() < until {
+        std::hint::spin_loop();
+    }
+    Ok(())
+}
+
+/// Prints.
+#[function]
+fn print(_cx: &Context, input: &[u8]) -> Result<()> {
+    let until = Instant::now() + milliseconds(input)?;
+    while Instant::now() < until {
+        println!("{}", "all work and no play ".repeat(40));
+    }
+    Ok(())
+}
+
+denizen::export!(echo, count, burn, print);

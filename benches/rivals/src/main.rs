@@ -2,11 +2,14 @@
 //!
 //! * `rivals http`: a plain hyper echo server on tokio's current-thread runtime. Prints its address.
 //! * `rivals counter REDIS`: the same server, which answers with `INCR counter` of the Redis at that address.
+//! * `rivals echo LEN`: a blocking thread for each connection, which reads LEN bytes and writes them back. Prints its address.
+//! * `rivals ring`: an echo server on one io_uring. Prints its address.
 //! * `rivals start PLUGIN N`: what it costs to start something isolated with nothing of ours around it: `clone3` with the
 //!   namespaces that a sandbox has, `exec` of a dynamic program, `dlopen` of the plugin. Prints microseconds, one a line.
 //! * `rivals idle`: a dynamic glibc process that waits. Prints a line once it does.
 
 mod counter;
+mod echo;
 mod http;
 mod start;
 
@@ -16,6 +19,8 @@ fn main() {
     match words.as_slice() {
         [_, "http"] => http::serve(),
         [_, "counter", redis] => counter::serve(redis),
+        [_, "echo", len] => echo::threads(len.parse().expect("a number of bytes")),
+        [_, "ring"] => echo::ring(),
         [_, "start", plugin, rounds] => start::measure(plugin, rounds.parse().expect("a number of rounds")),
         [_, "started", plugin] => start::started(plugin),
         [_, "idle"] => {
@@ -25,7 +30,7 @@ fn main() {
             }
         }
         _ => {
-            eprintln!("usage: rivals http | counter REDIS | start PLUGIN ROUNDS | idle");
+            eprintln!("usage: rivals http | counter REDIS | echo LEN | ring | start PLUGIN ROUNDS | idle");
             std::process::exit(2);
         }
     }
