@@ -318,18 +318,27 @@ fn captured(node: &Node) -> String {
     node.ok(&["--json", "state", "files", "files/p"])
 }
 
-/// Also of functions that run beside others, and nobody has to call again for it.
+/// Also of functions that run beside others, and nobody has to call again for it. Nobody does: what a call left is captured beside the
+/// next one, and to ask for the captured files is one.
 #[test]
 fn what_a_last_call_leaves_is_captured_when_calls_have_paused() {
-    for function in ["run", "scribble", "scribble_beside"] {
-        let node = node();
-        let reply = node.call("files", "p", function, b"write left behind");
-        assert_eq!(reply.status, 200, "{}", reply.body());
-        let is_captured = || captured(&node).contains("left");
-        await_within(PATIENCE, is_captured, || format!("{function}: {}", node.said()));
-        kill_sandbox(&node);
-        assert_eq!(paths(&list(&node)), ["left"]);
-    }
+    thread::scope(|scope| {
+        for function in ["run", "scribble", "scribble_beside"] {
+            scope.spawn(move || leave_behind(function));
+        }
+    });
+}
+
+fn leave_behind(function: &str) {
+    let node = node();
+    let reply = node.call("files", "p", function, b"write left behind");
+    assert_eq!(reply.status, 200, "{}", reply.body());
+    let commit = || node.process("files", "p")["commit"].as_u64().expect("a commit");
+    let before = commit();
+    // Before it has been idle for so long that it is swapped out, which captures, too.
+    await_within(PATIENCE / 2, || commit() > before, || format!("{function}: {}", node.said()));
+    kill_sandbox(&node);
+    assert_eq!(paths(&list(&node)), ["left"], "{function}");
 }
 
 /// Nor need they pause.
