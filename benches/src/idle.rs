@@ -17,7 +17,7 @@ const SETTLING: Duration = Duration::from_secs(2);
 pub(crate) fn measure(programs: &Programs, tiny: bool) {
     let (count, seconds, swapped) = if tiny { (3, 1, 3) } else { (1_000, 30, 10_000) };
     let empty = Node::start(programs, 0);
-    let full = Node::start(programs, 0);
+    let full = Node::lasting(programs);
     let before = memory_of(&full);
     let connections: Vec<Framed> = (0..count).map(|number| called(&full, number)).collect();
     std::thread::sleep(SETTLING);
@@ -95,7 +95,7 @@ fn memory_of(node: &Node) -> u64 {
 
 /// More connections to one process.
 fn connection_memory(programs: &Programs, count: usize) {
-    let node = Node::start(programs, 0);
+    let node = Node::lasting(programs);
     let first = called(&node, 0);
     std::thread::sleep(SETTLING);
     let before = used_kib();

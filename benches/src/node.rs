@@ -29,6 +29,11 @@ impl Node {
         Self::start_with(programs, pool, &["--isolation", "relay"])
     }
 
+    /// The same with processes that are not swapped out while they are measured.
+    pub(crate) fn lasting(programs: &Programs) -> Self {
+        Self::start_with(programs, 0, &["--idle", "10m"])
+    }
+
     fn start_with(programs: &Programs, pool: usize, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut command = Command::new(&programs.denizen);
