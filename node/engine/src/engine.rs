@@ -24,6 +24,8 @@ use crate::{StateError, Table};
 
 /// A commit of more parts than this is applied to a copy of the index, so that readers who begin meanwhile do not wait for it.
 const SHORT: usize = 256;
+/// What snapshots hold on to counts as state only beyond so many segments of the largest size.
+const PINNED_SEGMENTS: u64 = 2;
 
 /// Bounds of the size of new segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -267,7 +269,9 @@ impl Engine {
             return Ok(log.seq);
         }
         let (quota, used) = (self.quota(), log.ledger.live());
-        let needed = writes.live_over(used).max(log.pinned_bytes());
+        // Any reader may pin what is compacted while it reads, if only for a moment.
+        let pinned = log.pinned_bytes().saturating_sub(PINNED_SEGMENTS * self.segment_sizes().max_bytes);
+        let needed = writes.live_over(used).max(pinned);
         if needed > quota && needed > used {
             return Err(StateError::QuotaExceeded { needed, quota, used });
         }

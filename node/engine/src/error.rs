@@ -111,7 +111,8 @@ pub enum StateError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// The live objects, or what an invocation and open snapshots hold on to, would take more than the process may have. Nothing
+    /// The live objects, or what an invocation and open snapshots hold on to (of the latter, what goes beyond two segments of the
+    /// largest size), would take more than the process may have. Nothing
     /// was written.
     #[error(
         "state would take {needed} bytes, {quota} are allowed and {used} are in use: delete objects, \

@@ -162,7 +162,7 @@ fn a_reader_that_stays_for_ever_pins_a_bounded_amount() {
     let sim = Sim::new();
     let mut tight = options();
     tight.quota_bytes = 300_000;
-    let (engine, _) = Engine::open(Arc::new(sim), tight).unwrap();
+    let (engine, _) = Engine::open(Arc::new(sim), tight.clone()).unwrap();
     let put = |n: u32| {
         let mut tx = engine.begin(Access::Exclusive);
         tx.put_bytes(&(n % 10).to_le_bytes(), &vec![n as u8; 1000])?;
@@ -183,7 +183,8 @@ fn a_reader_that_stays_for_ever_pins_a_bounded_amount() {
         engine.compact_step(1 << 20).unwrap();
     }
     let Some(StateError::QuotaExceeded { needed, .. }) = refused else { panic!("never refused") };
-    assert!(needed > 300_000 && engine.summary().pinned_bytes == needed);
+    let free = 2 * tight.segments.max_bytes;
+    assert!(needed > 300_000 && engine.summary().pinned_bytes == needed + free);
     let (number, oldest) = &held[20];
     assert_eq!(
         oldest.get(&((number - 1) % 10_u32).to_le_bytes()).unwrap().unwrap().bytes[0],
@@ -193,6 +194,30 @@ fn a_reader_that_stays_for_ever_pins_a_bounded_amount() {
     drop(held);
     assert_eq!(engine.summary().pinned_bytes, 0);
     put(1).unwrap();
+}
+
+#[test]
+fn a_reader_that_pins_a_segment_of_the_size_of_the_quota_stops_no_writer() {
+    let sim = Sim::new();
+    let mut tight = options();
+    tight.quota_bytes = tight.segments.min_bytes / 2;
+    let (engine, _) = Engine::open(Arc::new(sim), tight.clone()).unwrap();
+    let put = |n: u32| {
+        let mut tx = engine.begin(Access::Exclusive);
+        tx.put_bytes(b"key", &vec![n as u8; 1000])?;
+        tx.commit()
+    };
+    put(0).unwrap();
+    let reader = engine.snapshot();
+    let mut n = 1;
+    while engine.summary().pinned_bytes <= tight.quota_bytes {
+        put(n).unwrap();
+        engine.compact_step(1 << 20).unwrap();
+        n += 1;
+        assert!(n < 100_000, "nothing is pinned");
+    }
+    put(n).unwrap();
+    assert_eq!(reader.get(b"key").unwrap().unwrap().bytes[0], 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 
 use denizen_abi as abi;
-use denizen_engine::{FileEntry, FileKind, Snapshot, StateError};
+use denizen_engine::{FileEntry, FileKind, KeyInfo, Snapshot, StateError};
 use denizen_wire::archive::{Decoder, Encoder, Event, RecordHead};
 use denizen_wire::{
     Builtin, FailKind, FileListing, Imported, ListAsk, ListedFile, ListedFileKind, ListedKey, Listing,
@@ -67,21 +67,10 @@ pub(crate) fn run(builtin: Builtin, call: &mut Active) -> i32 {
 
 fn list(call: &mut Active) -> Result<(), Refused> {
     let ask: ListAsk = serde_json::from_slice(call.input()?).map_err(bad)?;
-    let limit = usize::try_from(ask.limit).unwrap_or(usize::MAX).clamp(1, Listing::MAX_KEYS);
     let mut listing = Listing { commit: call.commit_number(), ..Listing::default() };
     call.keys(&ask.prefix, ask.after.as_deref(), |key, info| {
-        if listing.keys.len() == limit {
-            listing.more = true;
-            return ControlFlow::Break(());
-        }
-        listing.keys.push(ListedKey {
-            key: key.to_vec(),
-            bytes: info.len,
-            fingerprint: info.fingerprint,
-            version: info.version,
-            time_ms: info.time_ms,
-        });
-        ControlFlow::Continue(())
+        let KeyInfo { len: bytes, fingerprint, version, time_ms } = info;
+        listing.take(&ask, ListedKey { key: key.to_vec(), bytes, fingerprint, version, time_ms })
     });
     reply_json(call, &listing)
 }

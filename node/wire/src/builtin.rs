@@ -3,6 +3,8 @@
 //! They are invoked like any function, with bodies, replies and credit; their indices are above those of any plugin. What goes in and
 //! comes out is here, so that both ends agree. Keys are any bytes, and travel in JSON as hexadecimal digits.
 
+use std::ops::ControlFlow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::WireError;
@@ -164,6 +166,17 @@ pub struct Listing {
 impl Listing {
     /// The most keys in one listing: with the longest keys it is still a few megabytes.
     pub const MAX_KEYS: usize = 1000;
+
+    /// Takes the next key; breaks off, noting that there is more, where that is one too many.
+    pub fn take(&mut self, ask: &ListAsk, key: ListedKey) -> ControlFlow<()> {
+        let most = usize::try_from(ask.limit).unwrap_or(usize::MAX).clamp(1, Listing::MAX_KEYS);
+        if self.keys.len() >= most {
+            self.more = true;
+            return ControlFlow::Break(());
+        }
+        self.keys.push(key);
+        ControlFlow::Continue(())
+    }
 }
 
 /// An object, without its value.

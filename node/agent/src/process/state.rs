@@ -9,12 +9,11 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek, Write};
-use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use denizen_engine::offline::{Edit, Offline};
-use denizen_engine::{FileEntry, FileKind, StateError, Table};
+use denizen_engine::{FileEntry, FileKind, KeyInfo, StateError, Table};
 use denizen_sched::Home as Place;
 use denizen_wire::archive::{Decoder, Encoder, Event, RecordHead};
 use denizen_wire::{
@@ -397,21 +396,10 @@ impl Read {
 }
 
 fn list(read: &Read, ask: &ListAsk) -> AtRestReply {
-    let limit = usize::try_from(ask.limit).unwrap_or(usize::MAX).min(Listing::MAX_KEYS);
     let mut listing = Listing { commit: read.commit, ..Listing::default() };
     read.log.keys(Table::Objects, &ask.prefix, ask.after.as_deref(), |key, info| {
-        if listing.keys.len() >= limit {
-            listing.more = true;
-            return ControlFlow::Break(());
-        }
-        listing.keys.push(ListedKey {
-            key: key.to_vec(),
-            bytes: info.len,
-            fingerprint: info.fingerprint,
-            version: info.version,
-            time_ms: info.time_ms,
-        });
-        ControlFlow::Continue(())
+        let KeyInfo { len: bytes, fingerprint, version, time_ms } = info;
+        listing.take(ask, ListedKey { key: key.to_vec(), bytes, fingerprint, version, time_ms })
     });
     let json = serde_json::to_vec(&listing).unwrap_or_default();
     read.reply(None, AtRestBody::Whole(json.into()))

@@ -19,80 +19,51 @@ use super::{Agent, PATIENCE, Said, State, assignment, plugin, runner_command};
 /// The descriptor of the ring, and its layout, for the process that is to be a runner.
 const RING: &str = "DENIZEN_TEST_RING";
 
+/// A layout as numbers and back.
+macro_rules! carried {
+    ($($field:ident),*) => {
+        fn numbers_of(layout: &Layout) -> Vec<u32> {
+            let Layout { $($field),* } = *layout;
+            vec![$($field),*]
+        }
+
+        fn layout_of(numbers: &[u32]) -> Layout {
+            let [$($field),*] = *numbers else { panic!("{numbers:?}") };
+            Layout { $($field),* }
+        }
+    };
+}
+
+carried!(
+    entries,
+    completions,
+    features,
+    sq_head,
+    sq_tail,
+    sq_flags,
+    sq_dropped,
+    sq_array,
+    cq_head,
+    cq_tail,
+    cq_overflow,
+    cqes
+);
+
 /// The ring that this process was given.
 pub(crate) fn inherited() -> Option<Ring> {
     let text = std::env::var(RING).ok()?;
     let numbers: Vec<u32> = text.split(' ').map(|number| number.parse().unwrap()).collect();
-    let [
-        fd,
-        entries,
-        completions,
-        features,
-        sq_head,
-        sq_tail,
-        sq_flags,
-        sq_dropped,
-        sq_array,
-        cq_head,
-        cq_tail,
-        cq_overflow,
-        cqes,
-    ] = numbers[..]
-    else {
-        panic!("{text}")
-    };
+    let (fd, layout) = numbers.split_first().unwrap();
     // SAFETY: it was inherited for this, and nobody else in this process knows of it.
-    let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) };
+    let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(*fd).unwrap()) };
     rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).unwrap();
-    let layout = Layout {
-        entries,
-        completions,
-        features,
-        sq_head,
-        sq_tail,
-        sq_flags,
-        sq_dropped,
-        sq_array,
-        cq_head,
-        cq_tail,
-        cq_overflow,
-        cqes,
-    };
-    Some(Ring { fd, layout })
+    Some(Ring { fd, layout: layout_of(layout) })
 }
 
 fn as_text(ring: &Ring) -> String {
-    let Layout {
-        entries,
-        completions,
-        features,
-        sq_head,
-        sq_tail,
-        sq_flags,
-        sq_dropped,
-        sq_array,
-        cq_head,
-        cq_tail,
-        cq_overflow,
-        cqes,
-    } = ring.layout;
-    let fd = u32::try_from(ring.fd.as_raw_fd()).unwrap();
-    let numbers = [
-        fd,
-        entries,
-        completions,
-        features,
-        sq_head,
-        sq_tail,
-        sq_flags,
-        sq_dropped,
-        sq_array,
-        cq_head,
-        cq_tail,
-        cq_overflow,
-        cqes,
-    ];
-    numbers.map(|number| number.to_string()).join(" ")
+    let fd = ring.fd.as_raw_fd().to_string();
+    let layout = numbers_of(&ring.layout).into_iter().map(|number| number.to_string());
+    std::iter::once(fd).chain(layout).collect::<Vec<_>>().join(" ")
 }
 
 /// A runner with a ring, and its agent.
