@@ -175,6 +175,7 @@ typedef struct dz_call_info {
     dz_slice function;     /* name of the function */
     uint64_t epoch;        /* the process's ownership term */
     uint64_t deadline_ms;  /* milliseconds left; 0: passed; DZ_NO_DEADLINE: none */
+    dz_slice traceparent;  /* W3C Trace Context, 55 characters; empty if the caller gave none */
 } dz_call_info;
 
 /* The facts of this start. Written by the host, valid until denizen_plugin_init returns. */
@@ -238,6 +239,9 @@ typedef struct dz_host {
 
     /* Keeps the files under /state as they are now, outside the transaction. */
     int32_t (*sync_files)(dz_call *call);
+
+    /* The whole reply at once, in place of reply_alloc; what is a part of the input is sent from where it lies. */
+    int32_t (*reply_bytes)(dz_call *call, dz_slice bytes);
 } dz_host;
 
 /* Yours to define. */

@@ -1,5 +1,7 @@
 //! What the scheduler remembers and hands out.
 
+use std::sync::Arc;
+
 use denizen_image::ImageId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -113,7 +115,7 @@ pub struct Claim {
     /// The term. All that is written outside the node in it carries this number.
     pub epoch: Epoch,
     /// What to run.
-    pub image: ImageRecord,
+    pub image: Arc<ImageRecord>,
     /// Where its state is to be had.
     pub origin: Origin,
     /// The process's first term: with its names it tells its state from that of every other process, deleted namesakes included.
@@ -145,8 +147,9 @@ pub enum Origin {
 /// What became of a claimed process.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Settled {
-    /// It serves. Its state is on the node from here on. **No reply may leave before this is answered.** It is durable then where the
-    /// state came from the swap store; otherwise it goes to the disk with what is written next, since the state is found where it lies.
+    /// It serves. Its state is on the node from here on. It is durable when this is answered where the state came from the swap store,
+    /// and **where the swap store still has it, no reply may leave before that**; otherwise it goes to the disk at leisure, since the
+    /// state is found where it lies.
     Active,
     /// It finishes what it has. Optional: a process may be swapped or stopped straight from active.
     Draining,

@@ -39,17 +39,18 @@ pin!(DzType: 64 {
 });
 pin!(DzKeyInfo: 40 { size @ 0, _pad @ 4, len @ 8, fingerprint @ 16, version @ 24, time_ms @ 32, });
 pin!(DzValue: 40 { ptr @ 0, len @ 8, fingerprint @ 16, version @ 24, validated @ 32, });
-pin!(DzCallInfo: 104 {
+pin!(DzCallInfo: 120 {
     size @ 0, concurrency @ 4, process @ 8, app @ 24, invocation @ 40, content_type @ 56, function @ 72, epoch @ 88,
-    deadline_ms @ 96,
+    deadline_ms @ 96, traceparent @ 104,
 });
 pin!(DzInit: 48 { size @ 0, abi_version @ 4, registry @ 8, image_dir @ 16, manifest @ 32, });
-pin!(DzHost: 232 {
+pin!(DzHost: 240 {
     size @ 0, abi_version @ 4, declare_function @ 8, declare_type @ 16, init_failed @ 24, call_info @ 32,
     cancelled @ 40, log @ 48, input @ 56, input_read @ 64, reply_content_type @ 72, reply_alloc @ 80,
     reply_write @ 88, fail @ 96, state_get @ 104, state_put @ 112, state_delete @ 120, state_scan @ 128,
     commit @ 136, state_get_range @ 144, state_info @ 152, state_keys @ 160, state_update @ 168, state_watch @ 176,
     savepoint @ 184, rollback @ 192, release @ 200, commit_at @ 208, wait_commit @ 216, sync_files @ 224,
+    reply_bytes @ 232,
 });
 
 macro_rules! pin_numbers {

@@ -398,6 +398,9 @@ pub struct DzCallInfo {
     /// Milliseconds that were left when [`DzHost::call_info`] was called; 0 if it has passed,
     /// [`DZ_NO_DEADLINE`] if there is none.
     pub deadline_ms: u64,
+    /// The trace that the call belongs to: `traceparent` of W3C Trace Context, version 00, 55 characters. Empty where the caller gave none,
+    /// and from a host that does not know this field.
+    pub traceparent: DzSlice,
 }
 
 /// The facts of this start. The host writes it, the plugin reads it during `denizen_plugin_init`.
@@ -537,4 +540,8 @@ pub struct DzHost {
     /// [`DZ_E_INVALID`]: the image has no such files. [`DZ_E_TOO_LARGE`]: a path is too long or too deep.
     /// [`DZ_E_BUSY`]: they changed all the time. [`DZ_E_READ_ONLY`], [`DZ_E_QUOTA`], [`DZ_E_NO_SPACE`], [`DZ_E_IO`].
     pub sync_files: unsafe extern "C" fn(call: *mut DzCall) -> i32,
+    /// The whole reply at once, in place of `reply_alloc`. Bytes of the function's own input (`input`) may be sent from where they lie, so
+    /// that an echo of any length costs no copy; others are copied. At most once, and not beside `reply_alloc` or `reply_write`.
+    /// [`DZ_E_TOO_LARGE`]: over the reply limit.
+    pub reply_bytes: unsafe extern "C" fn(call: *mut DzCall, bytes: DzSlice) -> i32,
 }

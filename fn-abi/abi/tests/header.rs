@@ -90,14 +90,14 @@ fn assertions(header: &str) -> String {
     assert_struct!(out, DzKeyInfo as "dz_key_info" { size, _pad, len, fingerprint, version, time_ms, });
     assert_struct!(out, DzValue as "dz_value" { ptr, len, fingerprint, version, validated, });
     assert_struct!(out, DzCallInfo as "dz_call_info" {
-        size, concurrency, process, app, invocation, content_type, function, epoch, deadline_ms,
+        size, concurrency, process, app, invocation, content_type, function, epoch, deadline_ms, traceparent,
     });
     assert_struct!(out, DzInit as "dz_init" { size, abi_version, registry, image_dir, manifest, });
     assert_struct!(out, DzHost as "dz_host" {
         size, abi_version, declare_function, declare_type, init_failed, call_info, cancelled, log, input, input_read,
         reply_content_type, reply_alloc, reply_write, fail, state_get, state_put, state_delete, state_scan, commit,
         state_get_range, state_info, state_keys, state_update, state_watch, savepoint, rollback, release, commit_at,
-        wait_commit, sync_files,
+        wait_commit, sync_files, reply_bytes,
     });
     writeln!(
         out,

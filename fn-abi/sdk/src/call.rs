@@ -66,6 +66,7 @@ impl Call {
             function: DzSlice::EMPTY,
             epoch: 0,
             deadline_ms: DZ_NO_DEADLINE,
+            traceparent: DzSlice::EMPTY,
         };
         // SAFETY: `raw` is alive (see `new`), and `info` is writable and says its size.
         unsafe { (self.host.call_info)(self.raw, &raw mut info) };

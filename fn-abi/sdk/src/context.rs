@@ -71,6 +71,13 @@ impl<'call> Context<'call> {
         self.text(self.call.info().content_type)
     }
 
+    /// The trace that this call belongs to: the `traceparent` of W3C Trace Context that its caller sent, to be passed on with whatever
+    /// is called from here. `None` where it sent none, or what is none.
+    #[must_use]
+    pub fn traceparent(&self) -> Option<&'call str> {
+        Some(self.text(self.call.info().traceparent)).filter(|text| !text.is_empty())
+    }
+
     /// The ownership term that the process runs in.
     #[must_use]
     pub fn epoch(&self) -> u64 {

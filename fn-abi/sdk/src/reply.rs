@@ -134,18 +134,12 @@ pub(crate) fn layout_parameter(content_type: &str) -> Option<u64> {
     u64::from_str_radix(hex, 16).ok()
 }
 
-/// The whole reply at once, in a buffer of the host.
+/// The whole reply at once. What is a part of the input the host sends from where it lies.
 fn give(call: &Call, content_type: &str, bytes: &[u8]) -> Result<()> {
     set_content_type(call, content_type)?;
-    let mut buffer = std::ptr::null_mut();
-    // SAFETY: `raw` is alive and `buffer` is writable.
-    let status = unsafe { (call.host.reply_alloc)(call.raw, bytes.len(), &raw mut buffer) };
-    call.check(status, || format!("a reply of {} bytes", bytes.len()))?;
-    if !bytes.is_empty() {
-        // SAFETY: the host has just given this buffer of as many bytes to this invocation alone.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), buffer, bytes.len()) };
-    }
-    Ok(())
+    // SAFETY: `raw` is alive. The host copies the bytes, unless they are of the input, which is its own and does not change.
+    let status = unsafe { (call.host.reply_bytes)(call.raw, DzSlice::new(bytes)) };
+    call.check(status, || format!("a reply of {} bytes", bytes.len()))
 }
 
 fn set_content_type(call: &Call, content_type: &str) -> Result<()> {

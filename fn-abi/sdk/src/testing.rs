@@ -104,6 +104,7 @@ pub struct Input {
     content_type: String,
     caller_left: bool,
     deadline_ms: Option<u64>,
+    traceparent: String,
 }
 
 /// What a caller gets.
@@ -330,6 +331,12 @@ impl Input {
     #[must_use]
     pub fn deadline_ms(self, deadline_ms: u64) -> Input {
         Input { deadline_ms: Some(deadline_ms), ..self }
+    }
+
+    /// The same, as a part of a trace: a `traceparent` of W3C Trace Context.
+    #[must_use]
+    pub fn traceparent(self, traceparent: impl Into<String>) -> Input {
+        Input { traceparent: traceparent.into(), ..self }
     }
 }
 

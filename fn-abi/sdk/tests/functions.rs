@@ -46,7 +46,8 @@ fn value(cx: &Context) -> Result<Json<Count>> {
 
 #[function(name = "the-process")]
 fn the_process(cx: &Context) -> String {
-    format!("{}/{} {} {:?}", cx.app(), cx.process(), cx.function(), cx.deadline_remaining())
+    let trace = cx.traceparent().unwrap_or("-");
+    format!("{}/{} {} {:?} {trace}", cx.app(), cx.process(), cx.function(), cx.deadline_remaining())
 }
 
 #[function(concurrent)]
@@ -363,9 +364,10 @@ fn functions_and_types_are_declared_as_they_are_written() {
 fn the_context_says_who_calls() {
     let mut process = process!();
     process.set_name("alice");
-    let answer = process.call("the-process", Input::new("").deadline_ms(1500)).unwrap();
-    assert_eq!(answer.text(), "test/alice the-process Some(1.5s)");
-    assert_eq!(process.call("the-process", "").unwrap().text(), "test/alice the-process None");
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let answer = process.call("the-process", Input::new("").deadline_ms(1500).traceparent(trace)).unwrap();
+    assert_eq!(answer.text(), format!("test/alice the-process Some(1.5s) {trace}"));
+    assert_eq!(process.call("the-process", "").unwrap().text(), "test/alice the-process None -");
     assert_eq!(process.call("deep", "").unwrap().text(), "deep");
 }
 

@@ -9,10 +9,10 @@
 //! | `keys/` | the keys that tokens for the data port are signed and verified with |
 //! | `images/` | the image store |
 //! | `state/APP/PROCESS.state/` | the segments of processes that are on this node; `suspect` in it: a sync has failed there |
-//! | `swap/APP/PROCESS/EPOCH.state/` | those of swapped processes, by the term that wrote them |
+//! | `swap/APP/PROCESS/EPOCH.state/` | those of swapped processes, by the term that wrote them; `swap` may be a link to another disk |
 //! | `stock/` | blank segments that are nobody's yet; emptied at start |
 //! | `incoming/` | archives that are being received; emptied at start |
-//! | `spawner.json`, `sched.redb` | owned by the spawner and the scheduler |
+//! | `spawner.json`, `sched.redb`, `sched.journal` | owned by the spawner and the scheduler |
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};

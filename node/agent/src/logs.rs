@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use futures_channel::mpsc;
 
-pub(crate) use line::{Line, STARTED, Stream};
+pub(crate) use line::{Line, STARTED, Speaker, Stream};
 pub(crate) use text::Splitter;
 
 /// Memory for the lines of one process, in bytes.
@@ -149,8 +149,8 @@ impl Log {
         self.add(Stream::Host, None, text.into());
     }
 
-    /// Adds a line. `invocation` is null where it cannot be known.
-    pub(crate) fn add(&self, stream: Stream, invocation: Option<Arc<str>>, text: String) {
+    /// Adds a line. `speaker` is `None` where it cannot be known.
+    pub(crate) fn add(&self, stream: Stream, speaker: Option<Speaker>, text: String) {
         let mut ring = lock(&self.ring);
         // What the agent says is little, and needed most when a process floods its log.
         let Some(dropped) =
@@ -159,7 +159,7 @@ impl Log {
             return;
         };
         // Only now: a line that is dropped should cost next to nothing.
-        let line = Arc::new(Line::new(self.next(), &self.app, &self.process, stream, invocation, text));
+        let line = Arc::new(Line::new(self.next(), &self.app, &self.process, stream, speaker, text));
         let marker = (dropped > 0).then(|| {
             let text = format!("{dropped} lines were dropped: this process prints too fast");
             Arc::new(Line::new(self.next(), &self.app, &self.process, Stream::Host, None, text))

@@ -174,6 +174,7 @@ impl Problem {
             remedy: Some(remedy.as_deref().unwrap_or(entry.remedy).to_owned()),
             process: process.clone(),
             invocation: invocation.clone(),
+            replayed: self.is_replayed(),
             ..denizen_protocol::Problem::new(entry.slug, blame, retry)
         }
     }

@@ -1,9 +1,14 @@
 //! Threads for work that blocks: making sandboxes, reading and writing files. Executors only wait for their answers.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
-use std::sync::mpsc;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use futures_channel::oneshot;
+
+use crate::executor;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -46,6 +51,29 @@ impl SideThread {
             let _ = reply.send(job());
         });
         async { answer.await.map_err(|_| NoAnswer) }
+    }
+
+    /// As [`run`](Self::run), but `None` once the job has begun and is not done after `limit` (at most twice that). The time that it waits
+    /// for its turn is not counted: who is before it is to blame for that, and may be another tenant.
+    pub(crate) async fn run_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<Result<T, NoAnswer>> {
+        let begun = Arc::new(AtomicBool::new(false));
+        let begins = Arc::clone(&begun);
+        let mut answer = pin!(self.run(move || {
+            begins.store(true, Ordering::Relaxed);
+            job()
+        }));
+        let mut had_begun = false;
+        loop {
+            match executor::within(limit, answer.as_mut()).await {
+                Some(answer) => return Some(answer),
+                None if had_begun => return None,
+                None => had_begun = begun.load(Ordering::Relaxed),
+            }
+        }
     }
 
     /// Does `job` there, some time.
@@ -112,5 +140,24 @@ mod tests {
         assert!(block_on(long).unwrap());
         block_on(threads.of("long").run(|| ())).unwrap();
         assert!(order.lock().unwrap().iter().copied().eq(0..100));
+    }
+
+    #[test]
+    fn who_waits_for_the_turn_of_another_is_not_late() {
+        const LIMIT: Duration = Duration::from_millis(20);
+        executor::tests::on_executor(|()| async {
+            let side = SideThread::start("side-test").unwrap();
+            let (go, wait) = mpsc::channel::<()>();
+            let stuck = side.run_within(LIMIT, move || wait.recv());
+            assert!(stuck.await.is_none(), "it has begun and does not end");
+            let behind = executor::within(10 * LIMIT, side.run_within(LIMIT, || 7));
+            assert!(behind.await.is_none(), "it waits on");
+            let (behind, ()) = futures_lite::future::zip(side.run_within(LIMIT, || 8), async {
+                executor::sleep(5 * LIMIT).await;
+                go.send(()).unwrap();
+            })
+            .await;
+            assert_eq!(behind.unwrap().unwrap(), 8);
+        });
     }
 }

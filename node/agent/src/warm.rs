@@ -96,7 +96,7 @@ fn listen(sandbox: &Sandbox) -> Result<(Declarations, Vec<String>, FrameReader),
                 other => return Err(broken(format!("a {other:?} frame came while an image was loaded"))),
             },
             None => {
-                let count = receive(sandbox.control.as_fd(), frames.space(), until);
+                let count = receive(sandbox.answers.as_fd(), frames.space(), until);
                 match count.map_err(|error| broken(format!("a sandbox loaded no image: {error}")))? {
                     0 => return Err(broken("a sandbox died while it loaded an image".to_owned())),
                     count => frames.filled(count),

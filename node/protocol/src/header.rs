@@ -175,7 +175,14 @@ impl Kind {
                 uses: [false, true, true],
                 ..to_client
             },
-            Kind::Fail => Rules { fixed: 16, max_head: MAX_HEAD, id: IdRule::Any, uses: all, ..both },
+            Kind::Fail => Rules {
+                fixed: 16,
+                max_head: MAX_HEAD,
+                id: IdRule::Any,
+                flags: FLAG_REPLAYED,
+                uses: all,
+                ..both
+            },
             Kind::Drain => Rules { max_head: MAX_HEAD, id: IdRule::Any, uses: all, ..to_client },
         }
     }

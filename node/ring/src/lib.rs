@@ -10,3 +10,4 @@
 
 pub mod locked;
 pub mod maker;
+mod map;

@@ -11,15 +11,14 @@
 //!   the other is about to wait for. A send that succeeds leaves no completion, and so wakes nobody.
 //! - **What is in the shared memory may be nonsense**: a function shares this process and can write there. Numbers read there are masked or
 //!   compared, never added to an address; what stands in `user_data` is looked up, with a generation, and dropped if it is old.
-//! - The kernel reports a poll by interrupting the thread that armed it. So whoever waits arms anew what others have armed, as soon as it
-//!   speaks up.
+//! - **The kernel reports a poll on the thread that armed it**, with that one's next system call; a thread that computes makes none, and is
+//!   not interrupted (`IORING_SETUP_COOP_TASKRUN`). So whoever begins to wait arms anew what others have armed, and only the thread that
+//!   waits arms anything.
 
 use std::cell::Cell;
-use std::ffi::c_void;
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,7 +26,8 @@ use std::time::{Duration, Instant};
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{opcode, types};
 
-use crate::maker::{COMPLETION_BYTES, Layout, Ring, SLOTS, SUBMISSION_BYTES};
+use crate::maker::{Layout, Ring, SLOTS};
+use crate::map::{Completion, Map};
 
 /// `IORING_OFF_SQES`: where the map of submissions begins.
 const SUBMISSIONS_AT: u64 = 0x1000_0000;
@@ -39,8 +39,10 @@ const ENTER_EVENTS: u32 = 1 << 0;
 const ENTER_ARGUMENT: u32 = 1 << 3;
 /// `IORING_CQE_F_MORE`.
 const CQE_MORE: u32 = 1 << 1;
-/// Sends that may go along with one wait.
-const MOST_QUEUED: usize = 32;
+/// Sends that may go along with one system call.
+pub const MOST_QUEUED: usize = 64;
+/// Sockets that can be received from together.
+pub const MOST_TOGETHER: usize = 32;
 /// The most bytes of one send: so long others have to wait for the ring.
 const MOST_AT_ONCE: usize = 256 << 10;
 /// How often a submission is tried that the kernel cannot take at the moment.
@@ -71,6 +73,25 @@ pub enum News {
         /// Which one.
         slot: u32,
     },
+}
+
+impl News {
+    fn slot(&self) -> u32 {
+        match *self {
+            News::Readable { slot, .. } | News::Room { slot } | News::Lost { slot } => slot,
+        }
+    }
+}
+
+/// A receive among others, for [`Locked::receive_many`].
+#[derive(Debug)]
+pub struct Receive<'a> {
+    /// From this socket.
+    pub slot: u32,
+    /// To here.
+    pub into: &'a mut [u8],
+    /// What came of it, as from [`Locked::receive`].
+    pub result: io::Result<Option<usize>>,
 }
 
 /// A send that went along with a wait. To be given to [`Locked::collect`].
@@ -111,9 +132,18 @@ struct State {
     news: Vec<News>,
     /// By slot.
     polls: Vec<Poll>,
+    /// The thread that waited last, 0 if none has.
+    waiter: u32,
+    /// Slots that another thread wants to hear of room in.
+    wanted: Vec<u32>,
     queued: Vec<Option<Queued>>,
-    /// The operation that a thread waits for within the lock.
-    current: Option<(u64, Option<i32>)>,
+    /// Places in `queued` that are free.
+    free: Vec<usize>,
+    /// Somebody has the waiting thread come back.
+    woken: bool,
+    /// The operations that a thread waits for within the lock: their generation, and by place what came of them.
+    current: u32,
+    results: [Option<i32>; MOST_TOGETHER],
 }
 
 /// How a slot is watched.
@@ -123,7 +153,7 @@ struct Poll {
     reading: Option<NonZeroU32>,
     /// Of the poll for room.
     room: Option<NonZeroU32>,
-    /// Which thread has armed the first.
+    /// Which thread has armed the first; 0: it is to be armed anew.
     by: u32,
 }
 
@@ -168,20 +198,6 @@ fn untag(tag: u64) -> (Kind, usize, u32) {
     (kind, place as usize, generation)
 }
 
-/// A completion, copied out.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-struct Completion {
-    tag: u64,
-    result: i32,
-    flags: u32,
-}
-
-const _: () =
-    assert!(size_of::<Completion>() == COMPLETION_BYTES, "a completion of linux/io_uring.h has 16 bytes");
-const _: () =
-    assert!(size_of::<Entry>() == SUBMISSION_BYTES, "a submission of linux/io_uring.h has 64 bytes");
-
 thread_local! {
     static THREAD: Cell<u32> = const { Cell::new(0) };
 }
@@ -212,8 +228,13 @@ impl Locked {
                 generation: 0,
                 news: Vec::new(),
                 polls: vec![Poll::default(); SLOTS as usize],
+                waiter: 0,
+                wanted: Vec::new(),
                 queued: Vec::new(),
-                current: None,
+                free: Vec::new(),
+                woken: false,
+                current: 0,
+                results: [None; MOST_TOGETHER],
             }),
             fd,
             layout,
@@ -251,6 +272,8 @@ impl Locked {
     pub fn unwatch(&self, slot: u32) -> io::Result<()> {
         let mut state = self.state();
         let Some(poll) = state.polls.get_mut(slot as usize).map(std::mem::take) else { return Ok(()) };
+        state.news.retain(|news| news.slot() != slot);
+        state.wanted.retain(|wanted| *wanted != slot);
         for (kind, generation) in [(Kind::Reading, poll.reading), (Kind::Room, poll.room)] {
             if let Some(generation) = generation {
                 self.push(&mut state, disarm(tag(kind, slot, generation.get())))?;
@@ -265,13 +288,12 @@ impl Locked {
     /// What the kernel says to the submission.
     pub fn await_room(&self, slot: u32) -> io::Result<()> {
         let mut state = self.state();
-        let generation = state.next();
-        let Some(poll) = state.polls.get_mut(slot as usize).filter(|poll| poll.room.is_none()) else {
-            return Ok(());
-        };
-        poll.room = Some(generation);
-        let poll = opcode::PollAdd::new(types::Fixed(slot), WRITABLE).build();
-        self.push(&mut state, poll.user_data(tag(Kind::Room, slot, generation.get())))?;
+        if state.waiter == this_thread() {
+            self.arm_room(&mut state, slot)?;
+        } else {
+            state.wanted.push(slot);
+            self.push(&mut state, nothing())?;
+        }
         self.hand_in(&mut state)
     }
 
@@ -280,17 +302,28 @@ impl Locked {
     /// # Errors
     /// Of the socket, or of the submission ([`is_of_the_ring`]).
     pub fn receive(&self, slot: u32, into: &mut [u8]) -> io::Result<Option<usize>> {
-        let len = u32::try_from(into.len()).unwrap_or(u32::MAX);
-        let entry =
-            opcode::Recv::new(types::Fixed(slot), into.as_mut_ptr(), len).flags(libc::MSG_DONTWAIT).build();
         let mut state = self.state();
-        let result = self.run(&mut state, entry)?;
+        let len = into.len();
+        self.run(&mut state, [receive(slot, into)])?;
         self.reap(&mut state);
-        match result.unwrap_or(-libc::EIO) {
-            count if count >= 0 => Ok(Some(usize::try_from(count).unwrap_or(0).min(into.len()))),
-            error if -error == libc::EAGAIN || -error == libc::EINTR => Ok(None),
-            error => Err(io::Error::from_raw_os_error(-error)),
+        received(state.results[0], len)
+    }
+
+    /// The same of several sockets with one system call; what that brings to light about others is added to `news`. The receives beyond
+    /// [`MOST_TOGETHER`] are left alone.
+    ///
+    /// # Errors
+    /// Of the submission: then nobody knows what was received. Those of sockets are in the results.
+    pub fn receive_many(&self, receives: &mut [Receive<'_>], news: &mut Vec<News>) -> io::Result<()> {
+        let mut state = self.state();
+        self.run(&mut state, receives.iter_mut().map(|one| receive(one.slot, one.into)).take(MOST_TOGETHER))?;
+        self.reap(&mut state);
+        for (one, result) in receives.iter_mut().zip(state.results) {
+            one.result = received(result, one.into.len());
         }
+        self.rearm(&mut state)?;
+        news.append(&mut state.news);
+        Ok(())
     }
 
     /// Sends what the socket takes, at most 256 KiB, and never waits. `more`: other bytes follow directly.
@@ -299,9 +332,11 @@ impl Locked {
     /// Of the socket, or of the submission ([`is_of_the_ring`]).
     pub fn send(&self, slot: u32, bytes: &[u8], more: bool) -> io::Result<usize> {
         let cut = &bytes[..bytes.len().min(MOST_AT_ONCE)];
+        // The end of a cut would go out as a small packet of its own.
+        let more = more || cut.len() < bytes.len();
         let mut state = self.state();
-        let result = self.run(&mut state, send(slot, cut, more))?;
-        sent(result, cut.len())
+        self.run(&mut state, [send(slot, cut, more)])?;
+        sent(state.results[0], cut.len())
     }
 
     /// Has the bytes behind `from` sent when this thread waits next, or somebody collects them: without a system call of their own.
@@ -311,18 +346,16 @@ impl Locked {
     /// Gives the bytes back where too many are queued already.
     pub fn queue(&self, slot: u32, bytes: Vec<u8>, from: usize) -> Result<Ticket, Vec<u8>> {
         let mut state = self.state();
-        let index = match state.queued.iter().position(Option::is_none) {
-            Some(free) => free,
-            None if state.queued.len() < MOST_QUEUED => {
-                state.queued.push(None);
-                state.queued.len() - 1
-            }
-            None => return Err(bytes),
-        };
         let rest = bytes.get(from..).unwrap_or_default();
         if rest.is_empty() || rest.len() > MOST_AT_ONCE {
             return Err(bytes);
         }
+        if state.free.is_empty() && state.queued.len() < MOST_QUEUED {
+            let new = state.queued.len();
+            state.queued.push(None);
+            state.free.push(new);
+        }
+        let Some(&index) = state.free.last() else { return Err(bytes) };
         let generation = state.next().get();
         let place = u32::try_from(index).unwrap_or(u32::MAX);
         let entry = send(slot, rest, false).user_data(tag(Kind::Queued, place, generation));
@@ -331,6 +364,7 @@ impl Locked {
         }
         let at = state.written;
         state.queued[index] = Some(Queued { generation, bytes, from, at, result: None });
+        state.free.pop();
         Ok(Ticket { index, generation })
     }
 
@@ -344,16 +378,17 @@ impl Locked {
         let known = |queued: &&Queued| queued.generation == generation;
         let stale = || io::Error::other("a ticket was collected twice");
         let queued = state.queued.get(index).and_then(Option::as_ref).filter(known).ok_or_else(stale)?;
-        let (at, mut result) = (queued.at, queued.result);
+        let (at, known) = (queued.at, queued.result);
         if !self.was_taken(at) {
             self.hand_in(&mut state)?;
         }
-        if result.is_none() {
+        if known.is_none() {
             let place = u32::try_from(index).unwrap_or(u32::MAX);
-            result = self.find(&mut state, tag(Kind::Queued, place, generation))?;
+            self.settle(&mut state, tag(Kind::Queued, place, generation), 1)?;
         }
         let queued = state.queued[index].take().ok_or_else(stale)?;
-        let result = result.or(queued.result);
+        state.free.push(index);
+        let result = queued.result;
         let len = queued.bytes.len() - queued.from;
         Ok(Collected { bytes: queued.bytes, sent: sent(result, len) })
     }
@@ -378,9 +413,10 @@ impl Locked {
         let mut tries = 0;
         loop {
             let mut state = self.state();
-            let woken = self.reap(&mut state);
+            self.adopt(&mut state)?;
+            self.reap(&mut state);
             self.rearm(&mut state)?;
-            if woken || !state.news.is_empty() {
+            if std::mem::take(&mut state.woken) || !state.news.is_empty() {
                 news.append(&mut state.news);
                 return self.hand_in(&mut state);
             }
@@ -393,6 +429,7 @@ impl Locked {
                     let mut state = self.state();
                     self.reap(&mut state);
                     self.rearm(&mut state)?;
+                    state.woken = false;
                     news.append(&mut state.news);
                     return Ok(());
                 }
@@ -413,16 +450,43 @@ impl Locked {
     /// As [`Locked::wait`].
     pub fn look(&self, news: &mut Vec<News>) -> io::Result<()> {
         let mut state = self.state();
+        self.adopt(&mut state)?;
         self.hand_in(&mut state)?;
-        // What is to be reported by interrupting this thread is reported on its way into the kernel and back.
+        // What is to be reported on this thread is reported on its way into the kernel and back.
         match self.enter(0, 0, Some(Duration::ZERO)) {
             Ok(_) | Err(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
             Err(error) => return Err(of_the_ring(error)),
         }
         self.reap(&mut state);
         self.rearm(&mut state)?;
+        state.woken = false;
         news.append(&mut state.news);
-        self.hand_in(&mut state)
+        Ok(())
+    }
+
+    /// This thread waits from now on: what others have armed, or want to be armed, is reported here.
+    fn adopt(&self, state: &mut State) -> io::Result<()> {
+        let thread = this_thread();
+        let new = std::mem::replace(&mut state.waiter, thread) != thread;
+        if !new && state.wanted.is_empty() {
+            return Ok(());
+        }
+        let slots = if new { 0..SLOTS } else { 0..0 };
+        for slot in slots {
+            let poll = state.polls[slot as usize];
+            if poll.reading.is_some() && poll.by != thread {
+                self.arm(state, slot)?;
+            }
+            if let Some(room) = poll.room {
+                state.polls[slot as usize].room = None;
+                self.push(state, disarm(tag(Kind::Room, slot, room.get())))?;
+                self.arm_room(state, slot)?;
+            }
+        }
+        for slot in std::mem::take(&mut state.wanted) {
+            self.arm_room(state, slot)?;
+        }
+        self.hand_in(state)
     }
 
     fn arm(&self, state: &mut State, slot: u32) -> io::Result<()> {
@@ -439,49 +503,76 @@ impl Locked {
         self.push(state, poll.user_data(tag(Kind::Reading, slot, generation.get())))
     }
 
-    /// Arms polls anew that have come to an end, or that another thread is interrupted for.
+    fn arm_room(&self, state: &mut State, slot: u32) -> io::Result<()> {
+        let generation = state.next();
+        let Some(poll) = state.polls.get_mut(slot as usize).filter(|poll| poll.room.is_none()) else {
+            return Ok(());
+        };
+        poll.room = Some(generation);
+        let poll = opcode::PollAdd::new(types::Fixed(slot), WRITABLE).build();
+        self.push(state, poll.user_data(tag(Kind::Room, slot, generation.get())))
+    }
+
+    /// Arms polls anew that have come to an end. They are handed in before anybody else gets the lock, and could hand them in for us.
     fn rearm(&self, state: &mut State) -> io::Result<()> {
         let thread = this_thread();
+        let mut any = false;
         for at in 0..state.news.len() {
             let News::Readable { slot, .. } = state.news[at] else { continue };
-            let poll = state.polls[slot as usize];
-            if poll.by != thread {
+            if state.polls[slot as usize].by != thread {
                 self.arm(state, slot)?;
+                any = true;
             }
         }
-        Ok(())
+        if any { self.hand_in(state) } else { Ok(()) }
     }
 
-    /// Runs one operation that does not wait. Its result, if it has one.
-    fn run(&self, state: &mut State, entry: Entry) -> io::Result<Option<i32>> {
-        let wanted = tag(Kind::Now, 0, state.next().get());
-        state.current = Some((wanted, None));
-        self.push(state, entry.user_data(wanted))?;
-        if let Err(error) = self.hand_in(state) {
-            // The kernel has not taken it, and must not: what it points to is our caller's.
-            self.write(state.written.wrapping_sub(1), nothing());
+    /// Runs operations that do not wait, at most [`MOST_TOGETHER`]. What came of them is in `results`, as far as they have a result.
+    fn run(&self, state: &mut State, entries: impl IntoIterator<Item = Entry>) -> io::Result<()> {
+        let generation = state.next().get();
+        state.current = generation;
+        state.results = [None; MOST_TOGETHER];
+        let mut count = 0;
+        let mut handed_in = Ok(());
+        for entry in entries {
+            handed_in = self.push(state, entry.user_data(tag(Kind::Now, count, generation)));
+            if handed_in.is_err() {
+                break;
+            }
+            count += 1;
+        }
+        if let Err(error) = handed_in.and_then(|()| self.hand_in(state)) {
+            // What the kernel has not taken it must not take: it points to what is our caller's.
+            for back in 1..=self.pending(state).min(count) {
+                self.write(state.written.wrapping_sub(back), nothing());
+            }
             return Err(error);
         }
-        self.find(state, wanted)
+        self.settle(state, tag(Kind::Now, 0, generation), count)
     }
 
-    /// The result of an operation that the kernel has been through; `None` if it succeeded and was not to say so. Its completion stays
-    /// where it is.
-    fn find(&self, state: &mut State, wanted: u64) -> io::Result<Option<i32>> {
-        state.current = Some((wanted, None));
-        let mut at = state.read;
-        let end = self.completed(state);
-        while at != end {
-            let completion = self.completion(at);
-            if completion.tag == wanted {
-                return Ok(Some(completion.result));
+    /// Enters the results of operations that the kernel has been through with, so many with tags from `first` on; those that succeeded and
+    /// were not to say so have none. Unless this thread waits, the completions stay where they are.
+    fn settle(&self, state: &mut State, first: u64, count: u32) -> io::Result<()> {
+        if state.waiter == this_thread() {
+            self.reap(state);
+        } else {
+            let (kind, place, generation) = untag(first);
+            let places = place..place + count as usize;
+            let (mut at, end) = (state.read, self.completed(state));
+            while at != end {
+                let completion = self.completion(at);
+                let (its_kind, its_place, its_generation) = untag(completion.tag);
+                if (its_kind, its_generation) == (kind, generation) && places.contains(&its_place) {
+                    state.enter(&completion);
+                }
+                at = at.wrapping_add(1);
             }
-            at = at.wrapping_add(1);
         }
         if !self.has_overflown() {
-            return Ok(None);
+            return Ok(());
         }
-        // It may be among those that found no place. To see it they all have to be read; whoever waits for them is told.
+        // Some may be among those that found no place. To see these all have to be read; whoever waits for them is told.
         while self.has_overflown() {
             self.reap(state);
             match self.enter(0, 0, Some(Duration::ZERO)) {
@@ -490,23 +581,19 @@ impl Locked {
             }
         }
         self.reap(state);
-        let result = state.current.and_then(|(_, result)| result);
         self.push(state, nothing())?;
-        self.hand_in(state)?;
-        Ok(result)
+        self.hand_in(state)
     }
 
-    /// Takes all completions out. Whether somebody wants the waiting thread to come back.
-    fn reap(&self, state: &mut State) -> bool {
-        let mut woken = false;
+    /// Takes all completions out.
+    fn reap(&self, state: &mut State) {
         let end = self.completed(state);
         while state.read != end {
             let completion = self.completion(state.read);
             state.read = state.read.wrapping_add(1);
-            woken |= state.enter(&completion);
+            state.enter(&completion);
         }
         self.queues.word(self.layout.cq_head).store(state.read, Ordering::Release);
-        woken
     }
 
     /// How far completions are there, as far as that can be.
@@ -639,18 +726,16 @@ impl State {
         NonZeroU32::new(self.generation).unwrap_or(NonZeroU32::MIN)
     }
 
-    /// Enters one completion. Whether somebody wants the waiting thread to come back.
-    fn enter(&mut self, completion: &Completion) -> bool {
+    /// Enters one completion.
+    fn enter(&mut self, completion: &Completion) {
         let (kind, place, generation) = untag(completion.tag);
         let slot = u32::try_from(place).unwrap_or(u32::MAX);
         let result = completion.result;
         match kind {
-            Kind::Nothing => return result >= 0 && generation == WAKES,
+            Kind::Nothing => self.woken |= result >= 0 && generation == WAKES,
             Kind::Now => {
-                if let Some((wanted, found)) = &mut self.current
-                    && *wanted == completion.tag
-                {
-                    *found = Some(result);
+                if let Some(entered) = self.results.get_mut(place).filter(|_| generation == self.current) {
+                    *entered = Some(result);
                 }
             }
             Kind::Queued => {
@@ -658,18 +743,18 @@ impl State {
                     && queued.generation == generation
                 {
                     queued.result = Some(result);
-                    return true;
+                    self.woken = true;
                 }
             }
             Kind::Reading => {
-                let Some(poll) = self.polls.get_mut(place) else { return false };
+                let Some(poll) = self.polls.get_mut(place) else { return };
                 if poll.reading.map(NonZeroU32::get) != Some(generation) {
-                    return false;
+                    return;
                 }
                 if result < 0 {
                     poll.reading = None;
                     self.news.push(News::Lost { slot });
-                    return false;
+                    return;
                 }
                 if completion.flags & CQE_MORE == 0 {
                     // It is over, and armed anew before the next wait.
@@ -678,14 +763,13 @@ impl State {
                 self.news.push(News::Readable { slot, ended: result & ENDED != 0 });
             }
             Kind::Room => {
-                let Some(poll) = self.polls.get_mut(place) else { return false };
+                let Some(poll) = self.polls.get_mut(place) else { return };
                 if poll.room.map(NonZeroU32::get) == Some(generation) {
                     poll.room = None;
                     self.news.push(News::Room { slot });
                 }
             }
         }
-        false
     }
 }
 
@@ -698,6 +782,20 @@ fn nothing() -> Entry {
 
 fn disarm(poll: u64) -> Entry {
     opcode::PollRemove::new(poll).build().user_data(tag(Kind::Nothing, 0, 0))
+}
+
+fn receive(slot: u32, into: &mut [u8]) -> Entry {
+    let len = u32::try_from(into.len()).unwrap_or(u32::MAX);
+    opcode::Recv::new(types::Fixed(slot), into.as_mut_ptr(), len).flags(libc::MSG_DONTWAIT).build()
+}
+
+/// What a receive came to whose completion had this result: it always has one.
+fn received(result: Option<i32>, len: usize) -> io::Result<Option<usize>> {
+    match result.unwrap_or(-libc::EIO) {
+        count if count >= 0 => Ok(Some(usize::try_from(count).unwrap_or(0).min(len))),
+        error if -error == libc::EAGAIN || -error == libc::EINTR => Ok(None),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
 }
 
 fn send(slot: u32, bytes: &[u8], more: bool) -> Entry {
@@ -746,61 +844,4 @@ fn check(layout: &Layout) -> io::Result<()> {
         && layout.sq_array.is_multiple_of(4)
         && layout.cqes.is_multiple_of(8);
     if within && sized { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
-}
-
-/// Memory that is shared with the kernel.
-#[derive(Debug)]
-struct Map {
-    start: NonNull<c_void>,
-    len: usize,
-}
-
-// SAFETY: it is memory like any other; words of it are used as atomics, the rest under the lock.
-unsafe impl Send for Map {}
-// SAFETY: as above.
-unsafe impl Sync for Map {}
-
-impl Map {
-    fn new(fd: &OwnedFd, at: u64, len: usize) -> io::Result<Map> {
-        use rustix::mm::{MapFlags, ProtFlags, mmap};
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::SHARED | MapFlags::POPULATE;
-        // SAFETY: a fresh map at a place that the kernel chooses.
-        let start = unsafe { mmap(std::ptr::null_mut(), len, protection, flags, fd, at)? };
-        let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Map { start, len })
-    }
-
-    fn at(&self, at: usize, len: usize) -> *mut u8 {
-        assert!(at.checked_add(len).is_some_and(|end| end <= self.len), "outside of the map");
-        // SAFETY: within the map, as was just checked.
-        unsafe { self.start.as_ptr().cast::<u8>().add(at) }
-    }
-
-    /// A number that both sides read and write.
-    fn word(&self, at: u32) -> &AtomicU32 {
-        let word = self.at(at as usize, size_of::<u32>()).cast::<u32>();
-        // SAFETY: within the map, which lives as long as `self`; aligned, as `check` has seen; only used as an atomic.
-        unsafe { AtomicU32::from_ptr(word) }
-    }
-
-    fn completion(&self, cqes: u32, index: u32) -> Completion {
-        let at = cqes as usize + index as usize * COMPLETION_BYTES;
-        let completion = self.at(at, COMPLETION_BYTES).cast::<Completion>();
-        // SAFETY: within the map and aligned; any bytes are a completion. Volatile: somebody else may write it meanwhile.
-        unsafe { completion.read_volatile() }
-    }
-
-    fn write(&self, index: u32, entry: Entry) {
-        let place = self.at(index as usize * SUBMISSION_BYTES, SUBMISSION_BYTES).cast::<Entry>();
-        // SAFETY: within the map and aligned; the kernel reads it only after `sq_tail` says that it is there.
-        unsafe { place.write_volatile(entry) };
-    }
-}
-
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: made by `new`, and nothing points into it any more.
-        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr(), self.len) };
-    }
 }

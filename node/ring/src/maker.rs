@@ -234,8 +234,8 @@ pub fn make(control: BorrowedFd<'_>) -> Result<Ring, RingError> {
 ///
 /// The socket must be that of a TCP connection, and stay connected as long as a living sandbox has it in its table: a send with
 /// `MSG_FASTOPEN` *connects* a socket that never was connected, or that `connect(AF_UNSPEC)` took apart, to wherever the sandbox likes, in
-/// the network that the socket was made in. So: [`remove`] first, and wait for that, before a socket is disconnected. One that its peer
-/// has closed or reset, or that was shut down, counts as connected.
+/// the network that the socket was made in; and one that is removed is still held by what was begun on it and waits. So a socket is not
+/// disconnected while the sandbox lives. One that its peer has closed or reset, or that was shut down, counts as connected.
 pub fn install(ring: BorrowedFd<'_>, slot: u32, file: BorrowedFd<'_>) -> Result<(), RingError> {
     update(ring, slot, file.as_raw_fd(), "installing a connection")
 }
@@ -254,6 +254,9 @@ pub fn enable(ring: BorrowedFd<'_>) -> Result<(), RingError> {
 
 const SETUP_CQSIZE: u32 = 1 << 3;
 const SETUP_R_DISABLED: u32 = 1 << 6;
+/// Since Linux 5.19: a thread that computes is not interrupted for the news of its polls. It hears of them with its next system call,
+/// and whoever waits in its place arms them anew (`Locked::wait`).
+const SETUP_COOP_TASKRUN: u32 = 1 << 8;
 /// `IORING_FEAT_*`: one map for both queues; no completion is lost; waits with a time limit; submissions without a completion.
 const FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 8 | 1 << 11;
 const REGISTER_FILES_UPDATE: u32 = 6;
@@ -342,14 +345,10 @@ fn watch(control: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// The ring itself, disabled.
 fn set_up() -> Result<Ring, RingError> {
     const STEP: &str = "making the ring";
-    let mut params =
-        Params { flags: SETUP_R_DISABLED | SETUP_CQSIZE, cq_entries: COMPLETIONS, ..Params::default() };
-    // SAFETY: the kernel reads and writes a live block of the size that it expects.
-    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, ENTRIES, &raw mut params) };
-    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0);
-    let fd = fd.ok_or_else(|| RingError::at(STEP, io::Error::last_os_error()))?;
-    // SAFETY: a fresh descriptor that nobody else owns.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let (fd, params) = set_up_with(SETUP_COOP_TASKRUN)
+        // An older kernel interrupts: that takes longer, and nothing else.
+        .or_else(|error| if error.raw_os_error() == Some(libc::EINVAL) { set_up_with(0) } else { Err(error) })
+        .map_err(|error| RingError::at(STEP, error))?;
     if params.features & FEATURES != FEATURES {
         return Err(RingError::at(STEP, io::Error::from_raw_os_error(libc::ENOSYS)));
     }
@@ -369,6 +368,16 @@ fn set_up() -> Result<Ring, RingError> {
         cqes: cq_off.cqes,
     };
     Ok(Ring { fd, layout })
+}
+
+fn set_up_with(more_flags: u32) -> io::Result<(OwnedFd, Params)> {
+    let flags = SETUP_R_DISABLED | SETUP_CQSIZE | more_flags;
+    let mut params = Params { flags, cq_entries: COMPLETIONS, ..Params::default() };
+    // SAFETY: the kernel reads and writes a live block of the size that it expects.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, ENTRIES, &raw mut params) };
+    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: a fresh descriptor that nobody else owns.
+    Ok((unsafe { OwnedFd::from_raw_fd(fd) }, params))
 }
 
 /// Registers the restrictions, which can be done once. They hold from [`enable`] on.

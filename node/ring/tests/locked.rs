@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use denizen_ring::locked::{Locked, News};
+use denizen_ring::locked::{Locked, News, Receive};
 use denizen_ring::maker;
 
 const LONG: Option<Duration> = Some(Duration::from_secs(10));
@@ -320,4 +320,73 @@ fn many_threads_send_at_once() {
         }
     }
     senders.into_iter().for_each(|sender| sender.join().unwrap());
+}
+
+#[test]
+fn several_are_received_from_together_and_one_that_is_broken_harms_no_other() {
+    let bench = bench();
+    let mut clients: Vec<TcpStream> = (1..=5).map(|slot| bench.connect(slot)).collect();
+    for slot in 1..=5 {
+        bench.ring.watch(slot).unwrap();
+    }
+    let mut news = Vec::new();
+    bench.ring.look(&mut news).unwrap();
+    assert_eq!(news, []);
+    for slot in [0, 2, 4] {
+        clients[slot].write_all(&[u8::try_from(slot).unwrap(); 10]).unwrap();
+    }
+    clients[3].shutdown(std::net::Shutdown::Both).unwrap();
+    std::thread::sleep(Duration::from_millis(5));
+    // 1 has ten bytes, 2 nothing, 3 more than there is place for, 4 its end; nothing is at place 9, and nobody asks 5.
+    let mut buffers = [[0; 10]; 5];
+    let mut receives: Vec<Receive<'_>> = buffers
+        .iter_mut()
+        .zip([1, 2, 9, 3, 4])
+        .map(|(into, slot)| Receive {
+            slot,
+            into: if slot == 3 { &mut into[..7] } else { into },
+            result: Ok(None),
+        })
+        .collect();
+    bench.ring.receive_many(&mut receives, &mut news).unwrap();
+    let results: Vec<_> = receives.into_iter().map(|one| one.result.map_err(|_| ())).collect();
+    assert_eq!(results, [Ok(Some(10)), Ok(None), Err(()), Ok(Some(7)), Ok(Some(0))]);
+    assert_eq!((buffers[0], &buffers[3][..7]), ([0; 10], &[2; 7][..]));
+    let mut rest = [0; 10];
+    assert_eq!(bench.ring.receive(3, &mut rest).unwrap(), Some(3));
+    while !news.contains(&readable(5)) {
+        bench.ring.wait(LONG, &mut news).unwrap();
+    }
+}
+
+#[test]
+fn what_others_have_armed_is_news_to_who_waits_now() {
+    let bench = bench();
+    let mut clients: Vec<TcpStream> = (1..=3).map(|slot| bench.connect(slot)).collect();
+    for slot in 1..=3 {
+        bench.ring.watch(slot).unwrap();
+    }
+    bench.ring.wait(Some(Duration::ZERO), &mut Vec::new()).unwrap();
+    while bench.ring.send(3, &[0; 100_000], false).unwrap() > 0 {}
+    let (begun, waits) = std::sync::mpsc::channel();
+    let waiter = std::thread::spawn({
+        let ring = bench.ring.clone();
+        move || {
+            begun.send(()).unwrap();
+            let mut news = Vec::new();
+            while !news.contains(&readable(1)) || !news.contains(&News::Room { slot: 3 }) {
+                ring.wait(LONG, &mut news).unwrap();
+            }
+        }
+    });
+    waits.recv().unwrap();
+    // This thread does not wait: somebody else is to be told of the room.
+    bench.ring.await_room(3).unwrap();
+    clients[0].write_all(b"x").unwrap();
+    let mut sink = vec![0; 1 << 20];
+    while !waiter.is_finished() {
+        let _ = clients[2].set_read_timeout(Some(Duration::from_millis(10)));
+        let _ = clients[2].read(&mut sink);
+    }
+    waiter.join().unwrap();
 }

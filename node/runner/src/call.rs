@@ -3,7 +3,7 @@
 //! A [`Call`] waits and travels between threads. An [`Active`] exists only while its function runs, on the stack of the thread that
 //! runs it.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,13 +59,15 @@ struct Keyed {
     streamed: Vec<u8>,
     /// It is too long to be remembered.
     overflowed: bool,
+    /// A commit in the middle has written down that it has begun.
+    begun: bool,
 }
 
 impl Keyed {
     fn new(key: Box<str>, function: &str, content_type: &str, input: Option<&Body>) -> Box<Keyed> {
         let mut fingerprint = Fingerprint::new(function, content_type);
         input.into_iter().for_each(|input| fingerprint.read_whole(input.bytes()));
-        Box::new(Keyed { key, fingerprint, streamed: Vec::new(), overflowed: false })
+        Box::new(Keyed { key, fingerprint, streamed: Vec::new(), overflowed: false, begun: false })
     }
 
     fn stream(&mut self, bytes: &[u8]) -> Result<(), i32> {
@@ -155,6 +157,8 @@ enum Input {
 pub(crate) enum Output {
     None,
     Whole(Body),
+    /// This part of the whole input.
+    OfInput(Range<usize>),
     Streaming,
 }
 
@@ -167,6 +171,8 @@ pub(crate) struct Active {
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) content_type: Box<str>,
     pub(crate) invocation: Box<str>,
+    /// The trace that it belongs to, as the HTTP header has it; empty where there is none.
+    pub(crate) traceparent: Box<str>,
     pub(crate) access: Access,
     wanted: Durability,
     /// Whether it may run once more if it meets a conflict.
@@ -209,6 +215,7 @@ impl Active {
             keyed: call.key.map(keyed),
             id: call.id,
             function: call.function,
+            traceparent: call.inbox.trace.map_or_else(Box::default, |trace| trace.to_string().into()),
             inbox: call.inbox,
             content_type: call.content_type,
             invocation: call.invocation,
@@ -333,6 +340,21 @@ impl Active {
         Ok(start)
     }
 
+    /// The whole reply at once: copied, or the input itself if these bytes are of it and most of it.
+    pub(crate) fn reply_bytes(&mut self, bytes: &[u8]) -> Result<(), i32> {
+        if bytes.len() as u64 > self.runner.limits().reply_bytes {
+            return Err(abi::DZ_E_TOO_LARGE);
+        }
+        if let (Output::None, Input::Whole(input)) = (&self.output, &self.input)
+            && let Some(part) = input.range_of(bytes)
+            && part.len() >= input.len() / 2
+        {
+            self.output = Output::OfInput(part);
+            return Ok(());
+        }
+        self.reply_copy(bytes)
+    }
+
     /// Sends the next bytes of a streamed reply, and waits while there is no credit.
     pub(crate) fn reply_write(&mut self, bytes: &[u8]) -> Result<(), i32> {
         let first = self.begin_stream()?;
@@ -345,7 +367,7 @@ impl Active {
 
     /// The reply streams from now on; says whether it did not before, so that its head is due.
     fn begin_stream(&mut self) -> Result<bool, i32> {
-        if matches!(self.output, Output::Whole(_)) {
+        if matches!(self.output, Output::Whole(_) | Output::OfInput(_)) {
             return Err(abi::DZ_E_INVALID);
         }
         let first = matches!(self.output, Output::None);
@@ -455,6 +477,41 @@ impl Active {
         }))
     }
 
+    /// Commits what there is so far, for a function that goes on. With a key it is written down that the call has begun, so that nobody
+    /// runs it from the start over what it has committed, whatever becomes of this process.
+    pub(crate) fn commit_and_go_on(&mut self) -> Result<u64, i32> {
+        self.remember_begun()?;
+        let number = self.commit()?;
+        if let Some(keyed) = &mut self.keyed {
+            keyed.begun |= self.committed;
+        }
+        Ok(number)
+    }
+
+    fn remember_begun(&mut self) -> Result<(), i32> {
+        let (Some(keyed), Access::Write(transaction)) = (&self.keyed, &self.access) else { return Ok(()) };
+        if keyed.begun || transaction.is_unchanged() {
+            return Ok(());
+        }
+        let (key, of) = (keyed.key.clone(), keyed.fingerprint.identity());
+        self.remember(&key, &Record { of, end: End::Begun }.encode())
+    }
+
+    /// Remembers something under the call's key with the next commit.
+    fn remember(&mut self, key: &str, record: &[u8]) -> Result<(), i32> {
+        if !self.runner.has_room_for_reply(key, record.len()) {
+            let most = self.runner.most_replies_bytes();
+            let message = format!(
+                "remembered replies take {most} bytes of the state, as much as they may: a quarter of `state`; call without an \
+                 idempotency key, or again when some have expired (`remember`)"
+            );
+            self.failure = Some((FailKind::Quota, message));
+            return Err(abi::DZ_E_QUOTA);
+        }
+        let reply = Reply { expires_ms: self.runner.expires_ms(), reply: record };
+        self.change(|transaction| transaction.remember_reply(key.as_bytes(), reply))
+    }
+
     /// Commits what there is so far.
     pub(crate) fn commit(&mut self) -> Result<u64, i32> {
         let Access::Write(transaction) = &mut self.access else { return Err(abi::DZ_E_READ_ONLY) };
@@ -514,7 +571,7 @@ impl Active {
     }
 
     pub(crate) fn give_back(&self, body: Body) {
-        self.runner.buffers().give_back(body);
+        self.runner.give_back(body);
     }
 
     /// A whole reply.
@@ -570,11 +627,16 @@ impl Active {
     }
 
     fn end_well(mut self, commit: u64) -> Outcome {
+        if let Output::OfInput(part) = &self.output
+            && let Input::Whole(body) = std::mem::replace(&mut self.input, Input::Reading)
+        {
+            self.output = Output::Whole(body.only(part.clone()));
+        }
         self.give_input_back();
         let body = match self.output {
             Output::Streaming => return Outcome::StreamEnd { commit },
             Output::Whole(body) => Some(body),
-            Output::None => None,
+            Output::None | Output::OfInput(_) => None,
         };
         Outcome::Reply { body, content_type: self.reply_type, commit, replayed: false }
     }
@@ -588,10 +650,11 @@ impl Active {
     }
 
     fn commit_reply_of(&mut self, keyed: &Keyed) -> Result<u64, i32> {
-        let body = match &self.output {
-            Output::Whole(body) => body.bytes(),
-            Output::Streaming => &keyed.streamed,
-            Output::None => &[],
+        let body = match (&self.output, &self.input) {
+            (Output::Whole(body), _) => body.bytes(),
+            (Output::OfInput(part), Input::Whole(input)) => &input.bytes()[part.clone()],
+            (Output::Streaming, _) => &keyed.streamed,
+            (Output::None | Output::OfInput(_), _) => &[],
         };
         if keyed.overflowed || body.len() > MAX_REMEMBERED {
             self.failure = Some(too_long_to_remember());
@@ -599,20 +662,10 @@ impl Active {
         }
         let end = End::Replied { content_type: &self.reply_type, body };
         let record = Record { of: keyed.fingerprint.identity(), end }.encode();
-        if !self.runner.has_room_for_reply(&keyed.key, record.len()) {
-            let most = self.runner.most_replies_bytes();
-            let message = format!(
-                "remembered replies take {most} bytes of the state, as much as they may: a quarter of `state`; call without an \
-                 idempotency key, or again when some have expired (`remember`)"
-            );
-            self.failure = Some((FailKind::Quota, message));
-            return Err(abi::DZ_E_QUOTA);
-        }
         if let Access::Read(_) = self.access {
             self.access = Access::Write(self.runner.engine().begin(Turn::Concurrent));
         }
-        let reply = Reply { expires_ms: self.runner.expires_ms(), reply: &record };
-        self.change(|transaction| transaction.remember_reply(keyed.key.as_bytes(), reply))?;
+        self.remember(&keyed.key, &record)?;
         self.commit()
     }
 
@@ -665,6 +718,16 @@ impl Active {
         }
         self.give_input_back();
         match record.end {
+            End::Begun => {
+                let message = format!(
+                    "an earlier call with the idempotency key {key:?} committed a part of its work, up to commit {commit} at least, and \
+                     its process ended before the call did"
+                );
+                failed(Failure {
+                    replayed: true,
+                    ..Failure::of_function(FailKind::Interrupted, message, true)
+                })
+            }
             End::Failed(json) => match serde_json::from_slice::<Failure>(json) {
                 Ok(failure) => failed(Failure { replayed: true, ..failure }),
                 Err(error) => damaged(&error.to_string()),
@@ -711,7 +774,7 @@ impl Active {
 
     fn end_failed(mut self, status: i32) -> Ended {
         if let Output::Whole(body) = self.output {
-            self.runner.buffers().give_back(body);
+            self.runner.give_back(body);
             self.output = Output::None;
         }
         if self.may_run_again() {
@@ -787,7 +850,7 @@ impl Active {
 
     fn give_input_back(&mut self) {
         if let Input::Whole(body) = std::mem::replace(&mut self.input, Input::Reading) {
-            self.runner.buffers().give_back(body);
+            self.runner.give_back(body);
         }
     }
 }

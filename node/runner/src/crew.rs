@@ -2,6 +2,8 @@
 //!
 //! The leader runs the call that it has read itself: no other thread is woken for it. While it runs, a spare *watches*: it looks
 //! every millisecond, and if the leader is still in the same function it takes the lead over. The old leader then only finishes.
+//! Each look is an interrupt and two changes of threads, which a call feels that they hit. So a leader that was quick at each of some looks
+//! is looked at every fourth millisecond only, until one finds it in a function.
 //!
 //! What must hold:
 //! - At any time at most one thread leads. `lead` is even while the leader reads and odd while it runs a function; it only grows, and
@@ -21,6 +23,9 @@ use crate::plugin::give_back_free_memory;
 
 /// How long a function may run before another thread takes over the reading.
 const PATIENCE: Duration = Duration::from_millis(1);
+/// And at a leader that was quick so far: how often that has to be seen, and how long it is trusted then.
+const QUICK_LOOKS: u32 = 8;
+const TRUST: Duration = Duration::from_millis(4);
 /// After so many looks at a leader that only waits, the watcher sleeps.
 const QUIET_TICKS: u32 = 16;
 
@@ -207,7 +212,7 @@ impl<W> Crew<W> {
     /// Looks at the leader until it can be replaced (true) or there is work (false).
     fn watch<'a>(&'a self, mut state: MutexGuard<'a, State<W>>) -> (MutexGuard<'a, State<W>>, bool) {
         let mut seen = self.lead.load(SeqCst);
-        let mut quiet = 0;
+        let (mut quiet, mut quick) = (0, 0);
         loop {
             let stays = self.spares.load(SeqCst) == 1 && seen % 2 == 1 && state.threads >= state.most_threads;
             if !state.ready.is_empty() && !stays {
@@ -226,8 +231,10 @@ impl<W> Crew<W> {
                 quiet = 0;
                 continue;
             }
-            let (after, timeout) =
-                self.watch_bell.wait_timeout(state, PATIENCE).unwrap_or_else(|broken| broken.into_inner());
+            let (after, timeout) = self
+                .watch_bell
+                .wait_timeout(state, time_to_look(quick, seen))
+                .unwrap_or_else(|broken| broken.into_inner());
             state = after;
             if !timeout.timed_out() {
                 continue;
@@ -238,7 +245,7 @@ impl<W> Crew<W> {
                 LEADING.set(now + 1);
                 return (state, true);
             }
-            quiet = if now == seen { quiet + 1 } else { 0 };
+            (quiet, quick) = if now == seen { (quiet + 1, quick) } else { (0, quick.saturating_add(1)) };
             seen = now;
         }
     }
@@ -257,6 +264,11 @@ impl<W> Crew<W> {
         self.watcher_sleeps.store(false, SeqCst);
         state
     }
+}
+
+/// How long until the next look at a leader that was quick so often, and stood there at the last one.
+fn time_to_look(quick: u32, lead: u64) -> Duration {
+    if quick >= QUICK_LOOKS && lead.is_multiple_of(2) { TRUST } else { PATIENCE }
 }
 
 #[cfg(test)]
@@ -283,6 +295,35 @@ mod tests {
         assert!(leads);
         assert!(at - begun >= Duration::from_micros(900), "too early: {:?}", at - begun);
         assert!(!crew.stop_running(), "the old leader must not lead any more");
+    }
+
+    #[test]
+    fn only_a_leader_that_was_quick_and_runs_nothing_is_trusted() {
+        assert_eq!(time_to_look(QUICK_LOOKS - 1, 2), PATIENCE);
+        assert_eq!(time_to_look(QUICK_LOOKS, 2), TRUST);
+        assert_eq!(time_to_look(QUICK_LOOKS, 3), PATIENCE);
+    }
+
+    #[test]
+    fn a_leader_that_was_quick_for_long_is_replaced_all_the_same() {
+        let crew = Arc::new(Crew::<()>::led_by_this_thread(2));
+        assert!(crew.hire());
+        let spare = std::thread::spawn({
+            let crew = crew.clone();
+            move || matches!(crew.wait_as_new(), Duty::Lead)
+        });
+        let until = Instant::now() + PATIENCE * 4 * QUICK_LOOKS;
+        while Instant::now() < until {
+            crew.begin_running();
+            if !crew.stop_running() {
+                // Somebody kept this thread from its processor: then it was not quick.
+                assert!(spare.join().unwrap());
+                return;
+            }
+        }
+        crew.begin_running();
+        assert!(spare.join().unwrap(), "it is trusted for ever");
+        assert!(!crew.stop_running());
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub(crate) static TABLE: DzHost = DzHost {
     commit_at,
     wait_commit,
     sync_files,
+    reply_bytes,
 };
 
 #[expect(clippy::cast_possible_truncation, reason = "the structs of the ABI have a few hundred bytes")]
@@ -305,6 +306,7 @@ fn info_of(active: &Active, size: u32) -> DzCallInfo {
         function: DzSlice::new(active.function.decl.name.as_bytes()),
         epoch: assignment.epoch,
         deadline_ms: active.deadline_ms(),
+        traceparent: DzSlice::new(active.traceparent.as_bytes()),
     }
 }
 
@@ -323,9 +325,12 @@ unsafe extern "C" fn cancelled(call: *mut DzCall) -> i32 {
 unsafe extern "C" fn log(call: *mut DzCall, level: u32, line: DzSlice) {
     guarded(|| {
         let id = call.addr() as u64;
-        let known = Runner::running().is_some_and(|runner| runner.inbox_of(id).is_some());
+        let inbox = Runner::running().and_then(|runner| runner.inbox_of(id));
         if let Some(line) = bytes(line) {
-            serve::log_line(if known { id } else { 0 }, level, &String::from_utf8_lossy(line));
+            let id = if inbox.is_some() { id } else { 0 };
+            // The agent knows the others'.
+            let trace = inbox.filter(|inbox| inbox.direct.is_some()).and_then(|inbox| inbox.trace);
+            serve::log_line(id, trace, level, &String::from_utf8_lossy(line));
         }
         abi::DZ_OK
     });
@@ -371,6 +376,13 @@ unsafe extern "C" fn reply_alloc(call: *mut DzCall, len: usize, buffer: *mut *mu
             Ok(start) => unsafe { store(buffer, start) },
             Err(status) => status,
         }
+    })
+}
+
+unsafe extern "C" fn reply_bytes(call: *mut DzCall, whole: DzSlice) -> i32 {
+    with_call(call, |active| match bytes(whole) {
+        Some(whole) => status_of(active.reply_bytes(whole)),
+        None => abi::DZ_E_INVALID,
     })
 }
 
@@ -595,7 +607,7 @@ unsafe extern "C" fn release(call: *mut DzCall, id: u64) -> i32 {
 
 unsafe extern "C" fn commit(call: *mut DzCall, seq: *mut u64) -> i32 {
     with_call(call, |active| {
-        let committed = active.commit();
+        let committed = active.commit_and_go_on();
         // SAFETY: as our caller promises.
         unsafe { store_commit(seq, committed) }
     })
@@ -604,10 +616,11 @@ unsafe extern "C" fn commit(call: *mut DzCall, seq: *mut u64) -> i32 {
 unsafe extern "C" fn commit_at(call: *mut DzCall, durability: u32, seq: *mut u64) -> i32 {
     with_call(call, |active| {
         let Some(level) = level_of(durability) else { return abi::DZ_E_INVALID };
-        let committed = active.commit().and_then(|number| match active.wait_commit(number, level) {
-            abi::DZ_OK => Ok(number),
-            status => Err(status),
-        });
+        let committed =
+            active.commit_and_go_on().and_then(|number| match active.wait_commit(number, level) {
+                abi::DZ_OK => Ok(number),
+                status => Err(status),
+            });
         // SAFETY: as our caller promises.
         unsafe { store_commit(seq, committed) }
     })

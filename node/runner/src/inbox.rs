@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
+use denizen_protocol::TraceParent;
 use denizen_wire::{CancelReason, WINDOW};
 
 use crate::direct::Ours;
@@ -23,6 +24,8 @@ pub(crate) struct Inbox {
     body_limit: u64,
     /// Whose it is, if its caller is connected to this process.
     pub(crate) direct: Option<Ours>,
+    /// The trace that the call belongs to.
+    pub(crate) trace: Option<TraceParent>,
     mail: Mutex<Mail>,
     news: Condvar,
 }
@@ -83,6 +86,7 @@ impl Inbox {
             deadline,
             body_limit,
             direct: None,
+            trace: None,
             mail: Mutex::new(mail),
             news: Condvar::new(),
         }
@@ -91,6 +95,11 @@ impl Inbox {
     /// Of a call of a direct connection.
     pub(crate) fn of_direct(deadline: Option<Instant>, body_limit: u64, ours: Ours) -> Inbox {
         Inbox { direct: Some(ours), ..Inbox::new(deadline, body_limit) }
+    }
+
+    /// The same of a call that belongs to a trace.
+    pub(crate) fn of_trace(self, trace: Option<TraceParent>) -> Inbox {
+        Inbox { trace, ..self }
     }
 
     /// Whether it was told that nobody wants the reply any more.

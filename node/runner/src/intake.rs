@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
+use denizen_protocol::TraceParent;
 use denizen_wire::{
     Builtin, CallHead, CancelReason, Durability, FailKind, Failure, Header, Kind, LENGTH_UNKNOWN,
     MAX_CALL_HEAD, SegmentUse, SpareRefusal, WINDOW, WireError,
@@ -155,7 +156,9 @@ impl Runner {
             Ok(accepted) => accepted,
             Err(failure) => return Sink::Refused(failure),
         };
-        let inbox = Arc::new(Inbox::new(deadline_of(header), function.body_limit(self.limits())));
+        let inbox = Inbox::new(deadline_of(header), function.body_limit(self.limits()));
+        let trace = head.trace.as_ref().and_then(|trace| TraceParent::from_bytes(trace));
+        let inbox = Arc::new(inbox.of_trace(trace));
         let call = Call {
             id: header.id,
             function,
@@ -324,6 +327,7 @@ impl Runner {
             Kind::SpareRefused => self.shelf.refuse(SpareRefusal::from_code(header.code)),
             Kind::Sync => self.sync(header)?,
             Kind::AskCensus => self.send_census(reading)?,
+            Kind::CallerExpires => self.caller_expires(header, reading),
             Kind::Drain => return self.drain(assembling, reading),
             other => return Err(Stop::Broken(WireError::WrongDirection(other))),
         }

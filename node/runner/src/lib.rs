@@ -47,19 +47,22 @@ use std::sync::{Mutex, MutexGuard};
 
 use denizen_ring::maker::Ring;
 
+use crate::link::Link;
+
 /// Serves one process from an assignment on the control connection until it is drained, or the agent is gone.
 ///
 /// It returns only where the sandbox never came to serve: 0 if the agent went away while it waited, 1 after a `Refused` frame.
 /// A serving process ends itself: 0 drained or agent gone, 70 for a fault of ours.
 pub fn serve(mut waiting: denizen_sandbox::Waiting) -> ExitCode {
-    let control = waiting.take_control();
-    let ring = waiting.take_ring();
-    start::serve(control, ring, confinement::Waiting::Sandbox(waiting))
+    let (control, answers, ring) = (waiting.take_control(), waiting.take_answers(), waiting.take_ring());
+    start::serve(Link::new(control, answers), ring, confinement::Waiting::Sandbox(waiting))
 }
 
-/// The same as a plain process, without any confinement: for tests and benchmarks of the serving itself. Never for tenants.
+/// The same as a plain process, without any confinement, and with one connection for both directions: for tests and benchmarks of the
+/// serving itself. Never for tenants.
 pub fn serve_unconfined(control: OwnedFd, ring: Option<Ring>) -> ExitCode {
-    start::serve(control, ring, confinement::Waiting::Nothing)
+    let Ok(answers) = control.try_clone() else { return ExitCode::FAILURE };
+    start::serve(Link::new(control, answers), ring, confinement::Waiting::Nothing)
 }
 
 /// Our locks guard counters and queues that are whole between any two statements, and a panic of ours ends the process: so a

@@ -1,4 +1,4 @@
-//! The socket to the agent. Reading is the leader's alone; writing is anybody's, one whole message at a time.
+//! The connections to the agent: one that is read, by the leader alone, and one that is written, by anybody, one whole message at a time.
 //!
 //! It owns the rule that frames of two threads never mix, and what an error means. Mostly the agent is gone, and this process has nothing
 //! left to do. But the plugin shares this process: it can close the socket or use all descriptors up, and then the agent is there and asks
@@ -12,14 +12,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use denizen_wire::Header;
+use denizen_wire::{EXIT_FAULT, Header};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
 use crate::locked;
 use crate::plugin::end_process;
-use crate::serve::EXIT_FAULT;
 
 /// The agent is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +37,8 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Fault::NoSocket => {
-                "the plugin closed the connection to its host (descriptor 3), so this process ends: close only descriptors that are yours"
+                "the plugin closed the connection to its host (descriptor 3 or 5), so this process ends: close only \
+                 descriptors that are yours"
             }
             Fault::DescriptorsLost => {
                 "the host gave this process room for its state, and it has no descriptor left to take it with, so it ends: close files, or \
@@ -86,6 +86,8 @@ pub(crate) type Descriptors = VecDeque<OwnedFd>;
 #[derive(Debug)]
 pub(crate) struct Link {
     socket: OwnedFd,
+    /// Where frames go out. Not where they come in: a thread that waits there would be woken whenever the agent takes a frame.
+    answers: OwnedFd,
     writing: Mutex<()>,
     /// Frames that go out before the next one. Its lock is never held while something is written.
     later: Mutex<Vec<u8>>,
@@ -95,8 +97,8 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Takes the socket over; its reads and writes block from now on, unless said otherwise.
-    pub(crate) fn new(socket: OwnedFd) -> Link {
+    /// Takes the sockets over, the one that is read first; reads and writes block from now on, unless said otherwise.
+    pub(crate) fn new(socket: OwnedFd, answers: OwnedFd) -> Link {
         if let Ok(flags) = rustix::fs::fcntl_getfl(&socket)
             && flags.contains(OFlags::NONBLOCK)
         {
@@ -105,6 +107,7 @@ impl Link {
         }
         Link {
             socket,
+            answers,
             writing: Mutex::new(()),
             later: Mutex::new(Vec::new()),
             has_later: AtomicBool::new(false),
@@ -192,7 +195,7 @@ impl Link {
 
     fn write(&self, mut pieces: &mut [IoSlice<'_>]) -> Result<(), Broken> {
         while pieces.iter().any(|piece| !piece.is_empty()) {
-            match rustix::io::writev(&self.socket, pieces) {
+            match rustix::io::writev(&self.answers, pieces) {
                 Ok(0) => return Err(Broken::Gone),
                 Ok(count) => IoSlice::advance_slices(&mut pieces, count),
                 Err(Errno::INTR) => {}
@@ -248,7 +251,8 @@ mod tests {
 
     fn pair() -> (Link, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Link::new(ours.into()), theirs)
+        let answers = ours.try_clone().unwrap();
+        (Link::new(ours.into(), answers.into()), theirs)
     }
 
     fn receive(link: &Link) -> Result<Option<usize>, Broken> {
@@ -272,6 +276,10 @@ mod tests {
         let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
         rustix::io::dup2(null, &mut link.socket).unwrap();
         assert_eq!(receive(&link), Err(Broken::Fault(Fault::NoSocket)));
+        // Whichever of the two it is.
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        drop(std::mem::replace(&mut link.answers, theirs.into()));
+        assert_eq!(link.write(&mut [IoSlice::new(b"frame")]), Ok(()));
         assert_eq!(Broken::from(Errno::BADF), Broken::Fault(Fault::NoSocket));
     }
 

@@ -5,7 +5,8 @@
 //! - Whether an earlier one is remembered is looked up by whoever has the key, so after the commit of whoever had it before.
 //! - A reply is forgotten only while nobody has its key: who has it may be about to replace it.
 //!
-//! Expired replies go a few at a time, now and then after calls with keys, and all of them where new ones find no room.
+//! Expired replies go a few at a time, now and then after calls with keys, and all of them where new ones find no room or the process
+//! drains.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -28,6 +29,8 @@ const SHARE: u64 = 4;
 const CALLS_A_STEP: u64 = 32;
 /// So many are looked at in a step: more of them than came since the last one.
 const STEP: usize = 256;
+/// At the end of a process so many steps are made at most: about a million replies.
+const STEPS_AT_THE_END: usize = 4096;
 /// All are looked at no more often than this.
 const WHOLE_SWEEP: Duration = Duration::from_secs(1);
 
@@ -143,6 +146,19 @@ impl Runner {
         sweep.whole = Some(Instant::now());
     }
 
+    /// The process ends, and everything that it keeps is about to be copied: what has expired is not.
+    pub(crate) fn forget_at_the_end(&self) {
+        if self.engine().replies_bytes() == 0 {
+            return;
+        }
+        let mut after = Vec::new();
+        for _ in 0..STEPS_AT_THE_END {
+            if !self.forget_step(&mut after) || after.is_empty() {
+                break;
+            }
+        }
+    }
+
     /// One step; false if it could not be written.
     fn forget_step(&self, after: &mut Vec<u8>) -> bool {
         let mut expired = self.engine().expired_replies(after, STEP);
@@ -167,8 +183,8 @@ impl Runner {
     /// A failure that should have been remembered was not.
     pub(crate) fn say_forgotten(&self, invocation: &str, why: &dyn std::fmt::Display) {
         log_of_host(&format!(
-            "invocation {invocation} failed after a commit of its own, and that could not be remembered: the same idempotency key \
-             would run it again ({why})"
+            "invocation {invocation} failed after a commit of its own, and how could not be remembered: whoever comes with its \
+             idempotency key is told that it was interrupted ({why})"
         ));
     }
 }

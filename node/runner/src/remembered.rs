@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0  form          1   1
-//!  1  how it ended  1   0 replied, 1 failed after a commit in the middle
+//!  1  how it ended  1   0 replied, 1 failed after a commit in the middle, 2 not at all: it has committed in the middle
 //!  2  flags         1   1: the function has seen the end of its input
 //!  3  zero          1
 //!  4  content type  4   length
@@ -22,6 +22,7 @@ const HEAD_LEN: usize = 32;
 const SAW_END: u8 = 1;
 const REPLIED: u8 = 0;
 const FAILED: u8 = 1;
+const BEGUN: u8 = 2;
 
 /// The longest body of a reply, in bytes, that is remembered.
 pub(crate) const MAX_REMEMBERED: usize = 1 << 20;
@@ -92,6 +93,8 @@ pub(crate) enum End<'a> {
     },
     /// JSON.
     Failed(&'a [u8]),
+    /// It has not, as far as anybody knows: it is a part of its first commit in the middle, and its end takes its place.
+    Begun,
 }
 
 /// What is remembered of a call.
@@ -106,6 +109,7 @@ impl<'a> Record<'a> {
         let (how, content_type, rest) = match self.end {
             End::Replied { content_type, body } => (REPLIED, content_type, body),
             End::Failed(failure) => (FAILED, "", failure),
+            End::Begun => (BEGUN, "", &[][..]),
         };
         let mut bytes = Vec::with_capacity(HEAD_LEN + content_type.len() + rest.len());
         bytes.extend_from_slice(&[FORM, how, u8::from(self.of.ended) * SAW_END, 0]);
@@ -130,6 +134,7 @@ impl<'a> Record<'a> {
         let end = match how {
             REPLIED => End::Replied { content_type: std::str::from_utf8(content_type).ok()?, body: rest },
             FAILED if content_type.is_empty() => End::Failed(rest),
+            BEGUN if content_type.is_empty() && rest.is_empty() => End::Begun,
             _ => return None,
         };
         Some(Record { of, end })
@@ -162,6 +167,7 @@ mod tests {
             End::Replied { content_type: "application/json", body: b"{}" },
             End::Replied { content_type: "", body: b"" },
             End::Failed(b"{\"kind\":\"failed\"}"),
+            End::Begun,
         ];
         for end in ends {
             let record = Record { of: some(), end };
@@ -173,7 +179,7 @@ mod tests {
         }
         let bytes = Record { of: some(), end: ends[0] }.encode();
         assert_eq!(Record::decode(&bytes[..HEAD_LEN + 15]), None, "half a content type");
-        for (at, byte) in [(0, 2), (1, 2), (2, 2), (3, 1), (7, 1)] {
+        for (at, byte) in [(0, 2), (1, 2), (1, 3), (2, 2), (3, 1), (7, 1)] {
             let mut other = bytes.clone();
             other[at] = byte;
             assert_eq!(Record::decode(&other), None, "byte {at}");

@@ -49,7 +49,7 @@ impl Runner {
                     body.as_ref().map_or(&[], Body::bytes),
                     commit,
                 );
-                body.into_iter().for_each(|body| self.buffers().give_back(body));
+                body.into_iter().for_each(|body| self.give_back(body));
                 sent
             }
             Outcome::StreamEnd { commit } => self.send_part(id, None, &[], true, commit),

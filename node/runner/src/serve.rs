@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use denizen_engine::{Access as Turn, Compaction, Engine, StateError, Transaction};
+use denizen_protocol::TraceParent;
 use denizen_ring::maker::Ring;
 use denizen_wire::{
-    Assignment, Builtin, Durability, FailKind, Failure, Header, Kind, LastCapture, MAX_FRAME_PAYLOAD,
-    RunnerLimits, WINDOW,
+    Assignment, Builtin, Durability, EXIT_FAULT, FailKind, Failure, Header, Kind, LastCapture,
+    MAX_FRAME_PAYLOAD, RunnerLimits, WINDOW, log_line_head,
 };
 
 use crate::buffers::Buffers;
@@ -35,8 +36,6 @@ use crate::{files, host, locked};
 
 /// Stack of a serving thread in bytes: what Rust gives its threads. Only what is touched becomes memory.
 const STACK_BYTES: usize = 2 << 20;
-/// Exit code for a fault of ours, of the agent, or of whoever took the connection between them away.
-pub(crate) const EXIT_FAULT: i32 = 70;
 /// The level of an error in the ABI.
 const LEVEL_ERROR: u32 = 0;
 const LEVEL_LEAST: u32 = 3;
@@ -572,6 +571,7 @@ impl Runner {
             return;
         }
         self.settle();
+        self.forget_at_the_end();
         let kept = if self.assignment.files_bytes > 0 { files::at_the_end(self) } else { LastCapture::Kept };
         let commit = self.last_commit();
         let commit = if commit == self.first_commit { commit } else { self.seal(commit) };
@@ -676,24 +676,33 @@ pub(crate) fn log_to(link: &'static Link) {
     let _ = LINK.set(link);
 }
 
-/// Sends one line of a function's log; a level that does not exist counts as the least.
-pub(crate) fn log_line(id: u64, level: u32, text: &str) {
+/// Sends one line of a function's log; a level that does not exist counts as the least. `trace`: that of a direct call, of which the agent
+/// knows nothing.
+pub(crate) fn log_line(id: u64, trace: Option<TraceParent>, level: u32, text: &str) {
     let Some(link) = LINK.get() else { return };
-    let end =
-        (0..=text.len().min(MAX_FRAME_PAYLOAD)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     let code = u16::try_from(level.min(LEVEL_LEAST)).unwrap_or(0);
-    let header = Header { code, ..Header::new(Kind::LogLine, id) }.with_payload(end).encode();
-    let _ = link.send(&mut [std::io::IoSlice::new(&header), std::io::IoSlice::new(&text.as_bytes()[..end])]);
+    let trace = trace.map(|trace| trace.to_bytes());
+    let (header, head) = log_line_head(Header { code, ..Header::new(Kind::LogLine, id) }, trace.as_ref());
+    let most = text.len().min(MAX_FRAME_PAYLOAD - head.len());
+    let end = (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let header = header.with_payload(head.len() + end).encode();
+    let pieces = [&header, head, &text.as_bytes()[..end]];
+    let _ = link.send(&mut pieces.map(std::io::IoSlice::new));
 }
 
 /// A line of ours, about no call in particular.
 pub(crate) fn log_of_host(text: &str) {
-    log_line(0, LEVEL_ERROR, text);
+    log_line(0, None, LEVEL_ERROR, text);
 }
 
 /// Says what is wrong, and ends the process.
 pub(crate) fn fault(text: &str) -> ! {
+    end_saying(text, EXIT_FAULT)
+}
+
+/// The same, with a code that says whose fault it is.
+pub(crate) fn end_saying(text: &str, exit_code: i32) -> ! {
     eprintln!("{text}");
     log_of_host(text);
-    end_process(EXIT_FAULT)
+    end_process(exit_code)
 }

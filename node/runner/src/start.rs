@@ -1,6 +1,5 @@
 //! The steps from a waiting sandbox to a serving process, in their one order.
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,8 +23,8 @@ use crate::spares::Shelf;
 /// What to do about frames that a runner does not expect.
 const ONE_VERSION: &str = "The agent and the runner must be of one version; start the node again.";
 
-pub(crate) fn serve(control: OwnedFd, ring: Option<Ring>, waiting: Waiting) -> ExitCode {
-    let link: &'static Link = Box::leak(Box::new(Link::new(control)));
+pub(crate) fn serve(link: Link, ring: Option<Ring>, waiting: Waiting) -> ExitCode {
+    let link: &'static Link = Box::leak(Box::new(link));
     log_to(link);
     let mut source = Source::new(link);
     let failure = match receive(&mut source) {

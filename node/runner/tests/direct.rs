@@ -3,7 +3,7 @@
 
 mod harness;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use denizen_protocol::server::Parked;
 use denizen_protocol::{Blame, Durability, Hello, Retry};
 use denizen_wire::{CallerEnd, Header, Kind, direct_id, direct_name};
 use harness::direct::{Node, accepted, ringed};
-use harness::{Agent, BODY_LIMIT, State, pattern, plugin};
+use harness::{Agent, BODY_LIMIT, Ended, State, pattern, plugin};
 
 #[test]
 fn a_call_is_answered_with_everything_that_a_caller_wants_to_know() {
@@ -61,6 +61,67 @@ fn bodies_of_every_size_come_back_whole() {
         }
     }
     assert_eq!(node.census().0, 0);
+}
+
+#[test]
+fn a_reply_that_lies_in_the_input_is_that_part_of_it() {
+    let state = State::new();
+    let mut node = Node::serving(&state);
+    let mut client = node.connect();
+    // Most of a small input and of a large one, and little of one: sent from where it lies, and copied.
+    for (len, cut) in [(100, 0), (20_000, 3), (3 << 20, 0), (3 << 20, 200), (300_000, 250)] {
+        let mut body = pattern(len);
+        body[0] = cut;
+        let wanted = &body[1..len - usize::from(cut) * 1000];
+        // With a key it is also remembered, and comes from there the second time.
+        for key in [None, Some("k"), Some("k")].into_iter().take(if len < 1 << 20 { 3 } else { 1 }) {
+            let name = key.map(|key| format!("{key} {len} {cut}"));
+            let id = client.begin(&Call {
+                idempotency_key: name.as_deref(),
+                length: Some(len as u64),
+                ..Call::new("inner")
+            });
+            client.feed(id, &body, true);
+            let answer = client.finish(id).unwrap();
+            assert!(answer.body == wanted, "{len} bytes without {cut} kB");
+            assert_eq!(answer.content_type.as_deref(), Some("text/x-inner"));
+        }
+    }
+    // The agent's calls go the same way.
+    let mut body = pattern(50_000);
+    body[0] = 1;
+    let id = node.agent.begin("inner", body.len() as u64, 0, b"", false);
+    let Ended::Reply { body: answer, .. } = node.agent.feed(id, &body) else { panic!("no reply") };
+    assert!(answer == body[1..49_000]);
+}
+
+#[test]
+fn a_block_that_is_used_again_shows_nothing_of_the_call_before() {
+    let state = State::new();
+    let mut node = Node::serving(&state);
+    let mut client = node.connect();
+    let long = vec![0xEE; 3 << 20];
+    for len in [3 << 20, (3 << 20) - 1, (3 << 20) - 300_000] {
+        for function in ["echo", "inner"] {
+            let id = client.begin(&Call { length: Some(long.len() as u64), ..Call::new("echo") });
+            client.feed(id, &long, true);
+            assert!(client.finish(id).unwrap().body == long);
+            let mut body = pattern(len);
+            body[0] = 0;
+            let id = client.begin(&Call { length: Some(len as u64), ..Call::new(function) });
+            client.feed(id, &body, true);
+            let answer = client.finish(id).unwrap();
+            assert!(answer.body == body[usize::from(function == "inner")..], "{len} bytes by {function}");
+        }
+        // A function is promised zeros, and looks.
+        assert_eq!(client.call("large", &len.to_string()).body.len(), len);
+    }
+    // An input that says more than it brings ends without a reply, and so with nothing of another's.
+    let id = client.begin(&Call { length: Some(3 << 20), ..Call::new("echo") });
+    client.feed(id, b"short", false);
+    client.cancel(id);
+    assert!(client.finish(id).is_err());
+    assert_eq!(client.call("echo", "mine").text(), "mine");
 }
 
 #[test]
@@ -704,7 +765,7 @@ fn a_connection_survives_the_ends_of_its_processes() {
 #[ignore = "a minute and more"]
 fn soak_a_connection_survives_thousands_of_ends() {
     for seed in 1..=8 {
-        lives(250, seed * 0x9E37_79B9_7F4A_7C15);
+        lives(250, 0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(seed));
     }
 }
 
@@ -742,4 +803,74 @@ fn a_client_that_stops_within_a_frame_or_takes_nothing_is_given_up() {
     assert!((29_000..40_000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
     assert_eq!(node.done(&deaf), CallerEnd::Stalled);
     assert_eq!(idle.call("add", "").text(), "2");
+}
+
+#[test]
+fn who_sends_without_end_keeps_nobody_from_being_heard() {
+    let state = State::new();
+    let mut node = Node::serving(&state);
+    let (mut flood, mut other) = (node.connect(), node.connect());
+    flood.call("echo", "");
+    other.call("echo", "");
+    // Calls could be too many at once; what says that a call is over which is over is no call.
+    let over = denizen_protocol::Header::new(denizen_protocol::Kind::Cancel, 1).encode();
+    let many = over.repeat(2_000);
+    let ended = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut replies = flood.socket.try_clone().unwrap();
+    let reader = std::thread::spawn(move || std::io::copy(&mut replies, &mut std::io::sink()));
+    let writer = std::thread::spawn({
+        let (ended, mut socket) = (ended.clone(), flood.socket.try_clone().unwrap());
+        move || {
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                socket.write_all(&many).unwrap();
+            }
+        }
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    for _ in 0..20 {
+        assert_eq!(other.call("add", "").text().len().min(1), 1);
+    }
+    // Nor the agent.
+    assert_eq!(node.agent.call("count", "").body(), "20");
+    ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    writer.join().unwrap();
+    flood.socket.shutdown(Shutdown::Both).unwrap();
+    let _ = reader.join().unwrap();
+}
+
+#[test]
+fn a_drain_in_the_middle_of_what_was_read_of_several_loses_nothing_and_doubles_nothing() {
+    const CALLS: u64 = 100;
+    let state = State::new();
+    let mut node = Node::serving(&state);
+    let mut clients: Vec<_> = (0..6).map(|_| node.connect()).collect();
+    let mut numbers = Vec::new();
+    let mut begun = 0;
+    for round in 0..6_u64 {
+        let mut ids = Vec::new();
+        for client in &mut clients {
+            let mut out = Vec::new();
+            let of_this: Vec<u64> =
+                (0..CALLS).map(|_| client.write(&Call::new("add"), b"", &mut out)).collect();
+            client.send(&out);
+            begun += CALLS;
+            ids.push(of_this);
+        }
+        std::thread::sleep(Duration::from_millis(round));
+        node.drain();
+        let mut back = node.drained();
+        let mut next = Node::serving(&state);
+        for client in &mut clients {
+            let back = back.remove(&client.number).unwrap();
+            client.number = next.give(back.socket, &back.parked, &back.residue);
+        }
+        node = next;
+        for (client, ids) in clients.iter_mut().zip(ids) {
+            for id in ids {
+                numbers.push(client.finish(id).unwrap().text().parse::<u64>().unwrap());
+            }
+        }
+    }
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(1..=begun), "a call is lost or was made twice");
 }

@@ -246,6 +246,51 @@ fn failures_are_remembered_only_where_something_was_committed() {
 }
 
 #[test]
+fn a_call_that_was_cut_off_after_a_commit_is_not_run_again() {
+    let state = State::new();
+    let mut agent = Agent::serving(&state);
+    // What has committed nothing has left nothing.
+    for _ in 0..2 {
+        begin(&mut agent, "nothing", "half_and_die", "");
+        // Had it been refused, it would have been answered.
+        assert!(agent.next_frame().is_none());
+        agent = Agent::serving(&state);
+    }
+    begin(&mut agent, "half", "half_and_die", "x");
+    assert!(agent.next_frame().is_none());
+    for round in 0..2 {
+        let mut agent = Agent::serving(&state);
+        let failure = keyed(&mut agent, "half", "half_and_die", "x").failure();
+        assert_eq!(failure.kind, FailKind::Interrupted, "{}", failure.message);
+        assert!(failure.replayed && failure.committed, "round {round}: {failure:?}");
+        let other = keyed(&mut agent, "half", "half_and_die", "another input").failure();
+        assert_eq!(other.kind, FailKind::KeyReused);
+        assert_eq!(agent.call("has", "kept").body(), "yes");
+        assert_eq!(agent.call("has", "lost").body(), "no");
+        agent.kill();
+    }
+}
+
+#[test]
+fn what_has_expired_goes_when_the_process_does() {
+    let state = State::new();
+    let mut agent = Agent::spawn();
+    let mut told = assignment(&plugin());
+    told.remember_ms = 1000;
+    agent.assign(&told, Some(&state));
+    agent.ready();
+    for number in 0..600 {
+        keyed(&mut agent, &format!("key {number}"), "count", "");
+    }
+    std::thread::sleep(Duration::from_millis(1100));
+    agent.call("add", "");
+    agent.send(Header::new(Kind::Drain, 0), &[]);
+    agent.next_of(|said| said.header.kind == Kind::Drained);
+    let live = agent.live.unwrap();
+    assert!(live < 4096, "{live} bytes are live: what expired is still there");
+}
+
+#[test]
 fn a_conflict_runs_again_under_the_same_key() {
     let state = State::new();
     let mut agent = Agent::serving(&state);

@@ -71,11 +71,11 @@ fn sandboxed(
     digest: &str,
     state: &State,
 ) -> (Agent, Option<OwnedFd>, Arc<denizen_sandbox::Life>) {
-    let denizen_sandbox::Sandbox { control, stdio, ring, life } = spawner.spawn().unwrap();
+    let denizen_sandbox::Sandbox { control, answers, stdio, ring, life } = spawner.spawn().unwrap();
     let mut stdio = UnixStream::from(stdio);
     // What the sandbox prints must be read, or printing would block.
     std::thread::spawn(move || std::io::copy(&mut stdio.by_ref(), &mut std::io::stderr()));
-    let mut agent = Agent::over(UnixStream::from(control));
+    let mut agent = Agent::over(UnixStream::from(control), UnixStream::from(answers));
     let life = Arc::new(life);
     let longer = Arc::clone(&life);
     agent.reach = Some(Box::new(move |bytes| longer.let_files_reach(bytes).unwrap()));

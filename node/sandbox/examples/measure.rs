@@ -102,7 +102,7 @@ fn spawns(spawner: &Spawner) {
 fn admissions(spawner: &Spawner, dir: &Path) {
     fs::create_dir(dir.join("images").join(IMAGE)).expect("an image");
     let one = || {
-        let (control, _stdio, _life) = spawner.spawn().expect("a sandbox").into_parts();
+        let (control, _answers, _stdio, _life) = spawner.spawn().expect("a sandbox").into_parts();
         let mut control = fs::File::from(control);
         control.write_all(&[1]).expect("sent");
         let mut times = [0; 16];

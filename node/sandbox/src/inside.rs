@@ -30,7 +30,7 @@ const THREAD_SPACE_BYTES: u64 = 144 << 20;
 /// Address space that is nobody's in particular: libraries, alignment.
 const SPARE_SPACE_BYTES: u64 = 4 << 30;
 
-/// Descriptors: the standard three, control, and a few while the plugin loads.
+/// Descriptors: the standard three, control, the ring, answers, and a few while the plugin loads.
 const DESCRIPTORS: u64 = 32;
 
 /// Descriptors of a segment: one that writes and one that cannot.
@@ -52,6 +52,7 @@ pub(crate) struct Footprint {
 #[derive(Debug)]
 pub struct Waiting {
     pub(crate) control: Option<OwnedFd>,
+    pub(crate) answers: Option<OwnedFd>,
     pub(crate) ring: Option<Ring>,
     /// Whether it was made with a ring, taken out by now or not.
     pub(crate) has_ring: bool,
@@ -74,6 +75,14 @@ impl Waiting {
     /// On the second call.
     pub fn take_control(&mut self) -> OwnedFd {
         self.control.take().expect("the connection was taken")
+    }
+
+    /// Takes the connection out on which the agent reads what this sandbox has to say (file descriptor 5).
+    ///
+    /// # Panics
+    /// On the second call.
+    pub fn take_answers(&mut self) -> OwnedFd {
+        self.answers.take().expect("the connection was taken")
     }
 
     /// Takes the ring out (file descriptor 4). `None`: this sandbox has none, or it was taken already. It can be mapped at once, and
@@ -110,7 +119,8 @@ impl Waiting {
         let kept = self.ring.filter(|_| ring);
         let filter = Filter { stage: Stage::Loading, files: admission.files, ring };
         seccomp::install(filter).map_err(inside("installing the system-call filter"))?;
-        Ok(Loading { control: self.control, ring: kept, testament: self.testament, filter })
+        let connections = (self.control, self.answers);
+        Ok(Loading { connections, ring: kept, testament: self.testament, filter })
     }
 
     /// The ceilings that hold without a control group. `RLIMIT_NPROC` counts per user namespace, so each sandbox has its own.
@@ -204,7 +214,7 @@ pub(crate) fn inside<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -
 
 /// Behind filter 1: the plugin may be loaded from `/image`, which is tenant code.
 pub struct Loading {
-    control: Option<OwnedFd>,
+    connections: (Option<OwnedFd>, Option<OwnedFd>),
     ring: Option<Ring>,
     testament: Testament,
     /// The one that is on.
@@ -234,8 +244,8 @@ impl Loading {
         seccomp::install(Filter { stage: Stage::Sealed, ..self.filter })
             .map_err(inside("installing the second system-call filter"))?;
         self.testament.enter(Phase::Sealed);
-        // The connection and the ring, if the runner left them here, stay open for the life of the process.
-        std::mem::forget((self.control, self.ring));
+        // The connections and the ring, if the runner left them here, stay open for the life of the process.
+        std::mem::forget((self.connections, self.ring));
         Ok(Sealed { testament: self.testament })
     }
 }

@@ -14,8 +14,11 @@ use crate::{LastWords, Limits, SandboxError};
 /// A sandbox that waits for its assignment, or works. Dropping it kills it.
 #[derive(Debug)]
 pub struct Sandbox {
-    /// The agent's end of the framed connection (a UNIX stream socket). Reads end-of-file when the sandbox is dead.
+    /// The agent's end of the connection on which the sandbox waits (a UNIX stream socket). Reads end-of-file when the sandbox is dead.
     pub control: OwnedFd,
+    /// Where it answers (a UNIX stream socket, to be read only): apart from the other, so that the agent's reading wakes nobody who
+    /// waits there. Reads end-of-file when the sandbox is dead.
+    pub answers: OwnedFd,
     /// Where the sandbox's standard output and error arrive (a UNIX stream socket). Must be read, or `println!` in a
     /// function blocks.
     pub stdio: OwnedFd,
@@ -44,10 +47,10 @@ impl Sandbox {
         self.life.pid()
     }
 
-    /// Splits it into control, stdio and the rest; the ring, if it was not taken out before, is closed. The sandbox is killed when the
-    /// [`Life`] is dropped.
-    pub fn into_parts(self) -> (OwnedFd, OwnedFd, Life) {
-        (self.control, self.stdio, self.life)
+    /// Splits it into control, answers, stdio and the rest; the ring, if it was not taken out before, is closed. The sandbox is killed when
+    /// the [`Life`] is dropped.
+    pub fn into_parts(self) -> (OwnedFd, OwnedFd, OwnedFd, Life) {
+        (self.control, self.answers, self.stdio, self.life)
     }
 }
 

@@ -310,6 +310,8 @@ pub enum FailKind {
     KeyReused,
     /// An earlier call with the same idempotency key still ran when this one's time was over. It had no part in that.
     InProgress,
+    /// An earlier call with the same idempotency key has committed in the middle, and its process ended before it did.
+    Interrupted,
 }
 
 impl FailKind {

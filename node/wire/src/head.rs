@@ -3,7 +3,7 @@
 //! Each text is a `u16` length and its bytes. Their limits keep most of a frame for the body and are refused, not cut: a content
 //! type that lost its end means something else.
 
-use crate::{Header, Kind, MAX_FRAME_PAYLOAD, WireError};
+use crate::{Frame, Header, Kind, MAX_FRAME_PAYLOAD, WireError};
 
 /// The longest content type in bytes.
 pub const MAX_CONTENT_TYPE: usize = 1024;
@@ -11,8 +11,12 @@ pub const MAX_CONTENT_TYPE: usize = 1024;
 pub const MAX_INVOCATION_ID: usize = 128;
 /// The longest idempotency key in bytes.
 pub const MAX_IDEMPOTENCY_KEY: usize = 128;
+/// Bytes of the trace that a call belongs to: `traceparent` of W3C Trace Context, in the binary form of the callers' protocol.
+pub const TRACE_LEN: usize = 25;
+#[expect(clippy::cast_possible_truncation, reason = "it is 25")]
+const TRACE_LEN_U32: u32 = TRACE_LEN as u32;
 /// The longest head of an `Invoke` frame in bytes.
-pub const MAX_CALL_HEAD: usize = 6 + MAX_CONTENT_TYPE + MAX_INVOCATION_ID + MAX_IDEMPOTENCY_KEY;
+pub const MAX_CALL_HEAD: usize = 7 + TRACE_LEN + MAX_CONTENT_TYPE + MAX_INVOCATION_ID + MAX_IDEMPOTENCY_KEY;
 
 /// The head of an `Invoke` frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub struct CallHead<'a> {
     pub invocation: &'a str,
     /// What stands for this call when it is made again: 1 to [`MAX_IDEMPOTENCY_KEY`] bytes of visible ASCII and blanks.
     pub key: Option<&'a str>,
+    /// The trace that it belongs to.
+    pub trace: Option<[u8; TRACE_LEN]>,
 }
 
 impl<'a> CallHead<'a> {
@@ -32,7 +38,8 @@ impl<'a> CallHead<'a> {
             Some(key) => key.len(),
             None => 0,
         };
-        6 + self.content_type.len() + self.invocation.len() + key_len
+        let trace_len = if self.trace.is_some() { TRACE_LEN } else { 0 };
+        7 + self.content_type.len() + self.invocation.len() + key_len + trace_len
     }
 
     /// How many body bytes fit beside it into one frame.
@@ -51,6 +58,8 @@ impl<'a> CallHead<'a> {
         put_text(out, self.content_type);
         put_text(out, self.invocation);
         put_text(out, self.key.unwrap_or_default());
+        out.push(u8::from(self.trace.is_some()));
+        out.extend_from_slice(self.trace.as_ref().map_or(&[], |trace| trace.as_slice()));
         Ok(())
     }
 
@@ -62,11 +71,12 @@ impl<'a> CallHead<'a> {
         let (content_type, rest) = take_text(payload)?;
         let (invocation, rest) = take_text(rest)?;
         let (key, rest) = take_text(rest)?;
+        let (trace, rest) = take_trace(rest)?;
         check_content_type(content_type)?;
         check_invocation(invocation)?;
         let key = Some(key).filter(|key| !key.is_empty());
         key.map_or(Ok(()), check_key)?;
-        Ok((CallHead { content_type, invocation, key }, rest))
+        Ok((CallHead { content_type, invocation, key, trace }, rest))
     }
 }
 
@@ -121,6 +131,30 @@ impl Header {
     }
 }
 
+/// The payload of a `LogLine` frame in front of the line. Its header's `a` says how long it is.
+pub fn log_line_head(header: Header, trace: Option<&[u8; TRACE_LEN]>) -> (Header, &[u8]) {
+    match trace {
+        Some(trace) => (Header { a: TRACE_LEN_U32, ..header }, trace),
+        None => (header, &[]),
+    }
+}
+
+/// Splits the payload of a `LogLine` frame into the trace that its call belongs to, and the line.
+///
+/// # Errors
+/// [`WireError::BadHead`].
+pub fn split_log_line<'f>(frame: &Frame<'f>) -> Result<(Option<&'f [u8; TRACE_LEN]>, &'f [u8]), WireError> {
+    match frame.header.a {
+        0 => Ok((None, frame.payload)),
+        TRACE_LEN_U32 => {
+            let (trace, line) =
+                frame.payload.split_first_chunk().ok_or(WireError::BadHead("a trace is cut short"))?;
+            Ok((Some(trace), line))
+        }
+        _ => Err(WireError::BadHead("a trace has another length")),
+    }
+}
+
 fn check_content_type(text: &str) -> Result<(), WireError> {
     if text.len() > MAX_CONTENT_TYPE {
         return Err(WireError::BadHead("the content type is over 1024 bytes"));
@@ -162,15 +196,32 @@ fn take_text(bytes: &[u8]) -> Result<(&str, &[u8]), WireError> {
     Ok((text, rest))
 }
 
+fn take_trace(bytes: &[u8]) -> Result<(Option<[u8; TRACE_LEN]>, &[u8]), WireError> {
+    match bytes.split_first() {
+        Some((0, rest)) => Ok((None, rest)),
+        Some((1, rest)) => {
+            let (trace, rest) =
+                rest.split_first_chunk::<TRACE_LEN>().ok_or(WireError::BadHead("a trace is cut short"))?;
+            Ok((Some(*trace), rest))
+        }
+        _ => Err(WireError::BadHead("it is not said whether there is a trace")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn call_bytes() -> Vec<u8> {
         let mut out = Vec::new();
-        CallHead { content_type: "text/plain", invocation: "a-1", key: Some("order 7") }
-            .encode(&mut out)
-            .unwrap();
+        CallHead {
+            content_type: "text/plain",
+            invocation: "a-1",
+            key: Some("order 7"),
+            trace: Some([7; TRACE_LEN]),
+        }
+        .encode(&mut out)
+        .unwrap();
         out.extend_from_slice(b"body");
         out
     }
@@ -179,7 +230,11 @@ mod tests {
     fn call_head_round_trips() {
         let bytes = call_bytes();
         let (head, rest) = CallHead::decode(&bytes).unwrap();
-        assert_eq!(head, CallHead { content_type: "text/plain", invocation: "a-1", key: Some("order 7") });
+        let trace = Some([7; TRACE_LEN]);
+        assert_eq!(
+            head,
+            CallHead { content_type: "text/plain", invocation: "a-1", key: Some("order 7"), trace }
+        );
         assert_eq!(rest, b"body");
         assert_eq!(head.encoded_len() + rest.len(), bytes.len());
     }
@@ -224,7 +279,9 @@ mod tests {
             put_text(&mut keyed, bad);
             assert!(CallHead::decode(&keyed).is_err());
             assert!(
-                CallHead { content_type: "", invocation: "x", key: Some(bad) }.encode(&mut keyed).is_err()
+                CallHead { content_type: "", invocation: "x", key: Some(bad), trace: None }
+                    .encode(&mut keyed)
+                    .is_err()
             );
         }
     }
@@ -236,14 +293,43 @@ mod tests {
         assert!(!ReplyHead::accepts(&(longest + "x")));
         let mut out = Vec::new();
         let id = "i".repeat(MAX_INVOCATION_ID + 1);
-        assert!(CallHead { content_type: "", invocation: &id, key: None }.encode(&mut out).is_err());
-        assert!(CallHead { content_type: "", invocation: &id[1..], key: None }.encode(&mut out).is_ok());
+        assert!(
+            CallHead { content_type: "", invocation: &id, key: None, trace: None }.encode(&mut out).is_err()
+        );
+        assert!(
+            CallHead { content_type: "", invocation: &id[1..], key: None, trace: None }
+                .encode(&mut out)
+                .is_ok()
+        );
         let key = "k".repeat(MAX_IDEMPOTENCY_KEY + 1);
         for (key, fits) in [(&key[..], false), (&key[1..], true), ("", false)] {
             out.clear();
-            let head = CallHead { content_type: "", invocation: "", key: Some(key) };
+            let head = CallHead { content_type: "", invocation: "", key: Some(key), trace: None };
             assert_eq!(head.encode(&mut out).is_ok(), fits, "{} bytes", key.len());
             assert_eq!(out.len(), if fits { head.encoded_len() } else { 0 });
+        }
+    }
+
+    #[test]
+    fn a_trace_is_there_whole_or_not_at_all() {
+        let mut out = Vec::new();
+        CallHead { content_type: "", invocation: "", key: None, trace: None }.encode(&mut out).unwrap();
+        assert_eq!(CallHead::decode(&out).unwrap().0.trace, None);
+        *out.last_mut().unwrap() = 2;
+        assert!(CallHead::decode(&out).is_err());
+    }
+
+    #[test]
+    fn a_log_line_says_which_trace_it_is_of() {
+        let header = Header::new(Kind::LogLine, 1);
+        for trace in [None, Some(&[3; TRACE_LEN])] {
+            let (header, head) = log_line_head(header, trace);
+            let payload = [head, b"line"].concat();
+            let frame = Frame { header, payload: &payload };
+            assert_eq!(split_log_line(&frame).unwrap(), (trace, &b"line"[..]));
+        }
+        for (a, payload) in [(1, &[0; 40][..]), (u32::MAX, &[0; 40]), (TRACE_LEN_U32, &[0; 24])] {
+            assert!(split_log_line(&Frame { header: Header { a, ..header }, payload }).is_err());
         }
     }
 

@@ -64,6 +64,9 @@ pub enum Kind {
     Caller = 11,
     /// Agent: how busy are you with direct calls? Answered with a `Census`.
     AskCensus = 12,
+    /// Agent: the token of a connection expires in `b` ms. Its client is to be told, no further call is accepted on it, and it ends with
+    /// the last that runs. The id is its number; it may have ended already.
+    CallerExpires = 13,
     /// Runner: loaded and serving; JSON [`Declarations`](crate::Declarations).
     Ready = 32,
     /// Runner: cannot serve and is about to exit; JSON [`LoadFailure`](crate::LoadFailure).
@@ -91,7 +94,7 @@ pub enum Kind {
     /// Runner: a connection has ended, and is not touched any more. `a` its slot, `code` a [`CallerEnd`](crate::CallerEnd).
     CallerDone = 43,
     /// Runner, while it drains: a connection that goes on in another sandbox, and is not touched any more. `c` bytes that were taken off
-    /// its socket since the `Caller` frame; the payload an [`AtRest`](crate::AtRest).
+    /// its socket since the `Caller` frame, `b` ms ago the last of them or of what it took; the payload an [`AtRest`](crate::AtRest).
     CallerParked = 44,
     /// Runner: `c` direct calls were accepted so far, `a` are in flight, on `b` connections.
     Census = 45,
@@ -118,6 +121,7 @@ impl Kind {
             10 => Kind::Sync,
             11 => Kind::Caller,
             12 => Kind::AskCensus,
+            13 => Kind::CallerExpires,
             32 => Kind::Ready,
             33 => Kind::Refused,
             34 => Kind::Reply,
@@ -158,6 +162,7 @@ impl Kind {
             | Kind::Durable
             | Kind::StateNews
             | Kind::AskCensus
+            | Kind::CallerExpires
             | Kind::CallerDone
             | Kind::Census
             | Kind::Finished => 0,
@@ -178,7 +183,8 @@ impl Kind {
             | Kind::SpareRefused
             | Kind::Sync
             | Kind::Caller
-            | Kind::AskCensus => matches!(sender, Sender::Agent),
+            | Kind::AskCensus
+            | Kind::CallerExpires => matches!(sender, Sender::Agent),
             _ => matches!(sender, Sender::Runner),
         }
     }
@@ -420,7 +426,7 @@ fn u64_at(bytes: &[u8; HEADER_LEN], at: usize) -> u64 {
 mod tests {
     use super::*;
 
-    const ALL: [Kind; 28] = [
+    const ALL: [Kind; 29] = [
         Kind::Assign,
         Kind::Invoke,
         Kind::Data,
@@ -444,6 +450,7 @@ mod tests {
         Kind::StateNews,
         Kind::Caller,
         Kind::AskCensus,
+        Kind::CallerExpires,
         Kind::CallerDone,
         Kind::CallerParked,
         Kind::Census,

@@ -44,13 +44,19 @@ pub use direct::{
     table_tag,
 };
 pub use head::{
-    CallHead, MAX_CALL_HEAD, MAX_CONTENT_TYPE, MAX_IDEMPOTENCY_KEY, MAX_INVOCATION_ID, ReplyHead,
+    CallHead, MAX_CALL_HEAD, MAX_CONTENT_TYPE, MAX_IDEMPOTENCY_KEY, MAX_INVOCATION_ID, ReplyHead, TRACE_LEN,
+    log_line_head, split_log_line,
 };
 pub use header::{
     CancelReason, FLAG_END, FLAG_REPLAYED, HEADER_LEN, Header, Kind, LENGTH_UNKNOWN, MAX_CONTROL_PAYLOAD,
     MAX_FRAME_PAYLOAD, SegmentUse, Sender, SpareRefusal, WINDOW,
 };
 pub use reader::{Frame, FrameReader};
+
+/// Exit code of a runner that meets a fault of the host's: its own, the agent's, or a disk's that fails under the state.
+pub const EXIT_FAULT: i32 = 70;
+/// Exit code of a runner whose ring was closed or overwritten, which nobody in its sandbox but the plugin can do.
+pub const EXIT_RING_SPOILED: i32 = 71;
 
 /// Why bytes are not a frame of this protocol.
 ///

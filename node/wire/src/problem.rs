@@ -159,6 +159,9 @@ kinds! {
     InProgress "in-progress" 409 Caller Safe "the same call still runs"
         "An earlier call with this idempotency key runs, and this one has waited for it until its deadline. It has done nothing itself"
         "Make it again with the same key: it gets the reply of the earlier one, or runs if that failed";
+    Interrupted "interrupted" 409 Host Unknown "the same call was cut off in the middle"
+        "An earlier call with this idempotency key committed a part of its work, and its process ended before it did. It is not run again"
+        "Look at what it has done; go on with a new key";
     ProcessNeeded "process-needed" 400 Caller Never "the call names no process"
         "An idempotency key is known to the process that ran the call, and this call leaves the choice of one to the node"
         "Name the process, or leave the key out";
@@ -213,6 +216,9 @@ kinds! {
         "The function accessed memory that is not there or read-only (state is); the sandbox ended" "Mend the unsafe code in the function";
     FunctionCrashed "function-crashed" 500 Function Unknown "the function crashed"
         "A signal ended the sandbox while the function ran" "`detail` names the signal";
+    RingSpoiled "ring-spoiled" 500 Function Unknown "the function spoiled the connections of its process"
+        "The plugin closed or overwrote the io_uring (descriptor 4) over which its process serves its callers; the sandbox ended"
+        "Touch no descriptors and no memory that are not the plugin's; look for stray `close` calls and writes beyond a buffer";
     ForbiddenSyscall "forbidden-syscall" 500 Function Unknown "the function made a system call that it may not make"
         "The sandbox allows few system calls; another one ends it"
         "Leave out the library call that needs it; `detail` names the system call";

@@ -1,22 +1,34 @@
-//! Opening the database, and what its errors mean.
+//! Opening the database and its journal, and what their errors mean.
 
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError};
+use redb::{Database, DatabaseError, StorageBackend};
 
-use super::ledger::Ledger;
+use super::journal::Journal;
+use super::ledger::{Apps, Ledger};
 use super::{Config, SchedError};
 
-/// Opens the database again and again: when a disk has failed, what is open cannot be trusted any more.
+/// The database, and what is to be read on top of it.
+#[derive(Debug)]
+pub(super) struct Store {
+    pub(super) database: Database,
+    pub(super) journal: Journal,
+    pub(super) apps: Apps,
+}
+
+/// The files of a store, as they are opened.
+pub(super) type Files = (Result<Database, DatabaseError>, io::Result<Box<dyn StorageBackend>>);
+
+/// Opens the store again and again: when a disk has failed, what is open cannot be trusted any more.
 pub(super) struct Opener {
     path: PathBuf,
-    open: Box<dyn Fn() -> Result<Database, DatabaseError> + Send>,
+    open: Box<dyn Fn() -> Files + Send>,
 }
 
 impl fmt::Debug for Opener {
@@ -27,20 +39,19 @@ impl fmt::Debug for Opener {
 
 impl Opener {
     pub(super) fn file(path: &Path, config: Config) -> Self {
-        let file = path.to_owned();
+        let (file, journal) = (path.to_owned(), journal_of(path));
         Self::new(path, move || {
-            // Names and manifests are nobody else's business, and who can open it can lock it.
-            let mut options = OpenOptions::new();
-            let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
-            builder(config).create_with_backend(FileBackend::new(options.open(&file)?)?)
+            // First the database, whose lock is that of both.
+            let database = open_private(&file)
+                .map_err(DatabaseError::from)
+                .and_then(|file| builder(config).create_with_backend(FileBackend::new(file)?));
+            let journal = if database.is_ok() { open_to_last(&journal) } else { Err(io::Error::other("")) };
+            (database, journal)
         })
     }
 
     /// `path` is only named in errors.
-    pub(super) fn new(
-        path: &Path,
-        open: impl Fn() -> Result<Database, DatabaseError> + Send + 'static,
-    ) -> Self {
+    pub(super) fn new(path: &Path, open: impl Fn() -> Files + Send + 'static) -> Self {
         Self { path: path.to_owned(), open: Box::new(open) }
     }
 
@@ -49,17 +60,41 @@ impl Opener {
     }
 
     /// For the first time in this program: the owners of all processes are gone.
-    pub(super) fn open_and_recover(&self) -> Result<Database, SchedError> {
-        let database = self.open()?;
-        guard(&self.path, || Ledger::once(&database, &self.path, |ledger| ledger.recover()))?;
-        Ok(database)
+    pub(super) fn open_and_recover(&self) -> Result<Store, SchedError> {
+        self.open_and(|ledger| ledger.recover())
     }
 
     /// After a failure: the owners are alive.
-    pub(super) fn open(&self) -> Result<Database, SchedError> {
-        let database = guard(&self.path, || (self.open)().map_err(|error| self.open_error(error)))?;
-        guard(&self.path, || Ledger::once(&database, &self.path, |ledger| ledger.check_format()))?;
-        Ok(database)
+    pub(super) fn open(&self) -> Result<Store, SchedError> {
+        self.open_and(|_| Ok(()))
+    }
+
+    fn open_and(
+        &self,
+        work: impl FnOnce(&mut Ledger<'_>) -> Result<(), SchedError>,
+    ) -> Result<Store, SchedError> {
+        let path = &self.path;
+        guard(path, || {
+            let (database, file) = (self.open)();
+            let database = database.map_err(|error| self.open_error(error))?;
+            let mut apps = Apps::default();
+            let mut generation = None;
+            Ledger::once(&database, path, &mut apps, |ledger| {
+                ledger.check_format()?;
+                generation = ledger.generation()?;
+                Ok(())
+            })?;
+            let journal_path = journal_of(path);
+            let file = file.map_err(|error| store_error(&journal_path, error))?;
+            let (mut journal, records) = Journal::open(&journal_path, file, generation)?;
+            Ledger::once(&database, path, &mut apps, |ledger| {
+                ledger.replay(records)?;
+                work(ledger)?;
+                ledger.set_generation(journal.next_generation())
+            })?;
+            journal.begin();
+            Ok(Store { database, journal, apps })
+        })
     }
 
     fn open_error(&self, error: DatabaseError) -> SchedError {
@@ -72,6 +107,22 @@ impl Opener {
             other => SchedError::Corrupt { path, why: other.to_string() },
         }
     }
+}
+
+fn journal_of(path: &Path) -> PathBuf {
+    path.with_extension("journal")
+}
+
+/// Names and manifests are nobody else's business, and who can open it can lock it.
+fn open_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// A file whose name is on the disk: what is synced in it is found after a loss of power.
+fn open_to_last(path: &Path) -> io::Result<Box<dyn StorageBackend>> {
+    let file = open_private(path)?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    Ok(Box::new(FileBackend::new(file).map_err(io::Error::other)?))
 }
 
 /// The check on opening reads the whole file: an epoch that a flipped bit has lowered would let two owners

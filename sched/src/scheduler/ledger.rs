@@ -1,17 +1,21 @@
 //! What is remembered, and the rules for changing it: one value for the length of one transaction.
 //!
+//! A transaction stays open over many requests. What they change is made durable by the journal, request by request, where it can carry
+//! it ([`Ledger::take_records`]), and by the end of the transaction otherwise ([`Ledger::must_end`]).
+//!
 //! Every method looks first and writes last, so that a refusal has written nothing and the requests beside it
 //! can be made durable.
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `meta` | `format`, `epoch` | a number: the version of this layout; the last epoch that was handed out |
+//! | `meta` | `format`, `epoch`, `journal` | a number: the version of this layout; the last epoch; the generation to read on top |
 //! | `apps` | application | JSON: its image and the number of its processes |
 //! | `processes` | application, process | JSON: a [`ProcessRecord`] |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use denizen_image::{ImageId, Limits};
 use redb::{Database, Durability, ReadableTable, Table, TableDefinition};
@@ -31,15 +35,27 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const APPS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("apps");
 const PROCESSES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("processes");
 
-/// The version of this layout. A release reads its own and older ones.
-const FORMAT: u64 = 1;
+/// The version of this layout. A release reads its own and older ones. 2: a journal is to be read, too.
+const FORMAT: u64 = 2;
 /// Sorts behind every name.
 const AFTER_NAMES: &str = "~";
 
+/// Applications as the open transaction has them: read once, and written when it ends. For whoever ran the last transaction to hand to
+/// the next; empty after one that failed.
+#[derive(Debug, Default)]
+pub(super) struct Apps(HashMap<AppName, Cached>);
+
+#[derive(Debug)]
+struct Cached {
+    row: AppRow,
+    is_written: bool,
+}
+
 /// What is stored of an application.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct AppRow {
-    image: ImageRecord,
+    #[serde(with = "shared")]
+    image: Arc<ImageRecord>,
     /// The image before this one.
     #[serde(default)]
     previous: Option<ImageId>,
@@ -52,9 +68,29 @@ struct AppRow {
     processes: u64,
 }
 
+/// An image's record is large, and every claim carries it.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::ImageRecord;
+
+    pub(super) fn serialize<S: Serializer>(image: &Arc<ImageRecord>, to: S) -> Result<S::Ok, S::Error> {
+        image.as_ref().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<ImageRecord>, D::Error> {
+        ImageRecord::deserialize(from).map(Arc::new)
+    }
+}
+
 /// The tables, open for one transaction.
 pub(super) struct Ledger<'t> {
     path: &'t Path,
+    cached: &'t mut Apps,
+    /// Records that were changed and that the journal has not been given.
+    records: Vec<ProcessRecord>,
     meta: Table<'t, &'static str, u64>,
     apps: Table<'t, &'static str, &'static [u8]>,
     processes: Table<'t, (&'static str, &'static str), &'static [u8]>,
@@ -65,14 +101,14 @@ pub(super) struct Ledger<'t> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Changed {
     Nothing,
-    /// Only what may be lost with a crash; it goes to the disk with whatever is written next.
-    Traces,
-    Facts,
+    /// Only what the journal carries, or what may be lost with a crash: the end of the transaction is not waited for.
+    Records,
+    /// What only the end of the transaction makes durable.
+    Else,
 }
 
 impl Ledger<'_> {
-    /// Runs `work` in a transaction. What it changed is durable when this returns, but for traces, which every later request sees
-    /// and a crash may take back.
+    /// Runs `work` in a transaction. What it changed is durable when this returns; whether there was anything.
     ///
     /// # Errors
     /// Those of `work`, after which nothing has happened, and those of the database, after which it is
@@ -80,44 +116,78 @@ impl Ledger<'_> {
     pub(super) fn once(
         database: &Database,
         path: &Path,
+        cached: &mut Apps,
         work: impl FnOnce(&mut Ledger<'_>) -> Result<(), SchedError>,
-    ) -> Result<(), SchedError> {
+    ) -> Result<bool, SchedError> {
         let mut transaction = database.begin_write().at(path)?;
         let mut ledger = Ledger {
             path,
+            cached,
+            records: Vec::new(),
             meta: transaction.open_table(META).at(path)?,
             apps: transaction.open_table(APPS).at(path)?,
             processes: transaction.open_table(PROCESSES).at(path)?,
             changed: Changed::Nothing,
         };
-        let outcome = work(&mut ledger);
-        let changed = ledger.changed;
+        let outcome = work(&mut ledger).and_then(|()| ledger.write_apps());
+        let has_changed = ledger.changed != Changed::Nothing;
         drop(ledger);
         match outcome {
-            Ok(()) if changed != Changed::Nothing => {
-                let durability =
-                    if changed == Changed::Facts { Durability::Immediate } else { Durability::None };
-                transaction.set_durability(durability).at(path)?;
-                transaction.commit().at(path)
+            Ok(()) if has_changed => {
+                transaction.set_durability(Durability::Immediate).at(path)?;
+                transaction.commit().at(path).map(|()| true)
             }
-            other => transaction.abort().at(path).and(other),
+            other => transaction.abort().at(path).and(other).map(|()| false),
         }
     }
 
-    /// Refuses a database of a newer release; marks a new one.
+    /// Refuses a database of a newer release; marks a new one, and one of an older release.
     pub(super) fn check_format(&mut self) -> Result<(), SchedError> {
         match self.number("format")? {
             Some(FORMAT) => Ok(()),
-            None => self.set_number("format", FORMAT),
-            Some(found) => {
+            Some(found) if found > FORMAT => {
                 Err(SchedError::NewerFormat { path: self.path.to_owned(), found, supported: FORMAT })
             }
+            _ => self.set_number("format", FORMAT),
         }
     }
 
-    /// Has this transaction, and with it all traces, written to the disk.
-    pub(super) fn insist(&mut self) {
-        self.changed = Changed::Facts;
+    /// The generation of the journal that is to be read on top of what is stored; `None` for a database that never had one.
+    pub(super) fn generation(&mut self) -> Result<Option<u64>, SchedError> {
+        self.number("journal")
+    }
+
+    /// Says that this transaction has all that the journal had, and which generation is read on top of it.
+    pub(super) fn set_generation(&mut self, generation: u64) -> Result<(), SchedError> {
+        self.set_number("journal", generation)
+    }
+
+    /// Takes over what was journaled: in the order in which it was, on top of what was stored when that generation began.
+    pub(super) fn replay(&mut self, records: Vec<ProcessRecord>) -> Result<(), SchedError> {
+        for record in records {
+            if self.process(&record.app, &record.process)?.is_none() {
+                self.add_process(&record.app)?;
+            }
+            let last = self.number("epoch")?.unwrap_or(0);
+            self.set_number("epoch", last.max(record.epoch.get()))?;
+            self.put_process(&record)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the transaction has changed anything.
+    pub(super) fn has_changed(&self) -> bool {
+        self.changed != Changed::Nothing
+    }
+
+    /// Whether it has to end before what it changed is durable.
+    pub(super) fn must_end(&self) -> bool {
+        self.changed == Changed::Else
+    }
+
+    /// What the journal has to carry before the requests since the last time are answered.
+    pub(super) fn take_records(&mut self) -> Vec<ProcessRecord> {
+        std::mem::take(&mut self.records)
     }
 
     /// Ends what dead owners left unfinished.
@@ -137,19 +207,22 @@ impl Ledger<'_> {
         image: &ImageRecord,
         limits: &Limits,
     ) -> Result<(), SchedError> {
-        let before = self.app_row(app)?;
+        let before = self.app_row(app)?.cloned();
         let processes = before.as_ref().map_or(0, |row| row.processes);
         let previous = before.and_then(|row| {
             // The same image again is no step away from the one before it.
             if row.image.image == image.image { row.previous } else { Some(row.image.image) }
         });
         let need = Need { memory: limits.memory, state: limits.state };
-        let row = AppRow { image: image.clone(), previous, max_processes: limits.processes, need, processes };
-        self.put_app(app, &row)
+        let image = Arc::new(image.clone());
+        let row = AppRow { image, previous, max_processes: limits.processes, need, processes };
+        self.cached.0.insert(app.clone(), Cached { row, is_written: false });
+        self.changed = Changed::Else;
+        Ok(())
     }
 
     pub(super) fn image_of(&mut self, app: &AppName) -> Result<ImageRecord, SchedError> {
-        Ok(self.app(app)?.image)
+        Ok(ImageRecord::clone(&self.app(app)?.image))
     }
 
     pub(super) fn images(&mut self) -> Result<Vec<ImageUse>, SchedError> {
@@ -178,6 +251,7 @@ impl Ledger<'_> {
     }
 
     fn app_rows(&mut self) -> Result<Vec<(AppName, AppRow)>, SchedError> {
+        self.write_apps()?;
         let mut rows = Vec::new();
         for entry in self.apps.iter().at(self.path)? {
             let (key, value) = entry.at(self.path)?;
@@ -195,7 +269,7 @@ impl Ledger<'_> {
         create: Create,
         nodes: &[NodeView],
     ) -> Result<Claim, SchedError> {
-        let mut row = self.app(app)?;
+        let row = self.app(app)?.clone();
         let existing = match (self.process(app, process)?, create) {
             (Some(_), Create::Must) => {
                 return Err(SchedError::ProcessExists { app: app.clone(), process: process.clone() });
@@ -213,8 +287,7 @@ impl Ledger<'_> {
         let record = match existing {
             Some(record) => record,
             None => {
-                row.processes += 1;
-                self.put_app(app, &row)?;
+                self.add_process(app)?;
                 newborn(app, process, &row.image)
             }
         };
@@ -232,7 +305,11 @@ impl Ledger<'_> {
         Ok(names)
     }
 
-    fn begin_term(&mut self, mut record: ProcessRecord, image: ImageRecord) -> Result<Claim, SchedError> {
+    fn begin_term(
+        &mut self,
+        mut record: ProcessRecord,
+        image: Arc<ImageRecord>,
+    ) -> Result<Claim, SchedError> {
         let phase = record.phase.after(Event::Claim)?;
         let epoch = self.next_epoch()?;
         let born = *record.born.get_or_insert(epoch);
@@ -294,7 +371,7 @@ impl Ledger<'_> {
             }
             Settled::Deleted => return self.remove(&record),
         }
-        self.write_process(&record, if trace { Changed::Traces } else { Changed::Facts })
+        if trace { self.write_process(&record) } else { self.put_process(&record) }
     }
 
     pub(super) fn list(&mut self, app: Option<&AppName>) -> Result<Vec<ProcessRecord>, SchedError> {
@@ -347,26 +424,46 @@ impl Ledger<'_> {
     }
 
     fn remove(&mut self, record: &ProcessRecord) -> Result<(), SchedError> {
-        let mut row = self.app(&record.app)?;
-        row.processes = row.processes.saturating_sub(1);
+        self.count_processes(&record.app, |processes| processes.saturating_sub(1))?;
         self.processes.remove((record.app.as_str(), record.process.as_str())).at(self.path)?;
-        self.changed = Changed::Facts;
-        self.put_app(&record.app, &row)
+        self.changed = Changed::Else;
+        Ok(())
     }
 
-    fn app(&mut self, app: &AppName) -> Result<AppRow, SchedError> {
+    fn add_process(&mut self, app: &AppName) -> Result<(), SchedError> {
+        self.count_processes(app, |processes| processes + 1)
+    }
+
+    /// The count is written with the transaction; that a process is new says its own record.
+    fn count_processes(&mut self, app: &AppName, change: fn(u64) -> u64) -> Result<(), SchedError> {
+        self.app(app)?;
+        if let Some(cached) = self.cached.0.get_mut(app) {
+            cached.row.processes = change(cached.row.processes);
+            cached.is_written = false;
+        }
+        Ok(())
+    }
+
+    fn app(&mut self, app: &AppName) -> Result<&AppRow, SchedError> {
         self.app_row(app)?.ok_or_else(|| SchedError::UnknownApp { app: app.clone() })
     }
 
-    fn app_row(&mut self, app: &AppName) -> Result<Option<AppRow>, SchedError> {
-        let value = self.apps.get(app.as_str()).at(self.path)?;
-        value.map(|value| decode(self.path, app.as_str(), value.value())).transpose()
+    fn app_row(&mut self, app: &AppName) -> Result<Option<&AppRow>, SchedError> {
+        if !self.cached.0.contains_key(app) {
+            let Some(value) = self.apps.get(app.as_str()).at(self.path)? else { return Ok(None) };
+            let row = decode(self.path, app.as_str(), value.value())?;
+            self.cached.0.insert(app.clone(), Cached { row, is_written: true });
+        }
+        Ok(self.cached.0.get(app).map(|cached| &cached.row))
     }
 
-    fn put_app(&mut self, app: &AppName, row: &AppRow) -> Result<(), SchedError> {
-        let bytes = encode(self.path, app.as_str(), row)?;
-        self.apps.insert(app.as_str(), bytes.as_slice()).at(self.path)?;
-        self.changed = Changed::Facts;
+    /// Writes the applications that were changed.
+    fn write_apps(&mut self) -> Result<(), SchedError> {
+        for (app, cached) in self.cached.0.iter_mut().filter(|(_, cached)| !cached.is_written) {
+            let bytes = encode(self.path, app.as_str(), &cached.row)?;
+            self.apps.insert(app.as_str(), bytes.as_slice()).at(self.path)?;
+            cached.is_written = true;
+        }
         Ok(())
     }
 
@@ -375,15 +472,18 @@ impl Ledger<'_> {
         value.map(|value| decode(self.path, format_args!("{app}/{process}"), value.value())).transpose()
     }
 
+    /// Writes what has to be durable.
     fn put_process(&mut self, record: &ProcessRecord) -> Result<(), SchedError> {
-        self.write_process(record, Changed::Facts)
+        self.records.push(record.clone());
+        self.write_process(record)
     }
 
-    fn write_process(&mut self, record: &ProcessRecord, changed: Changed) -> Result<(), SchedError> {
+    /// Writes a trace: what may be lost with a crash. It goes to the disk when the transaction ends.
+    fn write_process(&mut self, record: &ProcessRecord) -> Result<(), SchedError> {
         let key = (record.app.as_str(), record.process.as_str());
         let bytes = encode(self.path, format_args!("{}/{}", key.0, key.1), record)?;
         self.processes.insert(key, bytes.as_slice()).at(self.path)?;
-        self.changed = self.changed.max(changed);
+        self.changed = self.changed.max(Changed::Records);
         Ok(())
     }
 
@@ -393,7 +493,9 @@ impl Ledger<'_> {
 
     fn set_number(&mut self, key: &str, number: u64) -> Result<(), SchedError> {
         self.meta.insert(key, number).at(self.path)?;
-        self.changed = Changed::Facts;
+        // Every epoch is in the record of the claim that it was handed out with.
+        let carried = if key == "epoch" { Changed::Records } else { Changed::Else };
+        self.changed = self.changed.max(carried);
         Ok(())
     }
 

@@ -1,16 +1,20 @@
 //! The part that remembers: a thread that owns the database, and the handles that ask it.
 //!
-//! Requests queue up while a transaction is being made durable, and the next transaction takes all of them: a
-//! hundred claims at once cost about as many disk flushes as two. Within a transaction they are carried out
-//! in the order in which they came. No answer leaves before the transaction is durable, a refusal included,
-//! since it may rest on what an earlier request of the same transaction did.
+//! Requests queue up while what others changed is being made durable, and the next write takes all of them: a
+//! hundred claims at once cost about as many disk flushes as two. They are carried out
+//! in the order in which they came. No answer leaves before what was changed so far is durable, a refusal included,
+//! since it may rest on what an earlier request did.
 //!
-//! When the disk fails, every request of that transaction gets the error, the database is closed, and the
-//! next request opens it again, as it stood after the last transaction that was made durable. A request that
+//! Records of processes are made durable by the [`journal`], everything else by a transaction of the database, which takes over what is
+//! in the journal.
+//!
+//! When the disk fails, every request of that write gets the error, database and journal are closed, and the
+//! next request opens them again, as they stood after the last write that was made durable. A request that
 //! failed so may therefore have happened or not; claims and settlements may be repeated.
 
 mod database;
 mod error;
+mod journal;
 mod ledger;
 mod service;
 #[cfg(test)]
@@ -50,7 +54,8 @@ impl Default for Config {
 pub struct Scheduler;
 
 impl Scheduler {
-    /// Opens the database at `path`, which is made if it is not there, and starts the thread that owns it.
+    /// Opens the database at `path`, which is made if it is not there, and its journal beside it (`.journal`), and starts the thread that
+    /// owns them.
     /// The thread ends with [`SchedulerHandle::stop`] or with the last handle.
     ///
     /// The owners of this database's processes are taken for dead: a process that they left starting, active
@@ -66,9 +71,9 @@ impl Scheduler {
     }
 
     fn open_with(opener: Opener) -> Result<SchedulerHandle, SchedError> {
-        let database = opener.open_and_recover()?;
+        let store = opener.open_and_recover()?;
         let (requests, queue) = mpsc::channel();
-        service::start(opener, database, queue)?;
+        service::start(opener, store, queue)?;
         Ok(SchedulerHandle { requests })
     }
 }
@@ -188,8 +193,8 @@ impl SchedulerHandle {
 
     /// Says what became of a process in the term `epoch`. It may be repeated when an answer is lost.
     ///
-    /// **No reply of the process may leave the node before [`Settled::Active`] is answered.** Until then a process from the swap
-    /// store is taken to be there, and what a dead owner committed beside that would be lost.
+    /// Until [`Settled::Active`] is answered a process from the swap store is taken to be there: **no reply of it may leave the node before
+    /// that if the swap store still has its state**, or what a dead owner committed beside that would be lost.
     ///
     /// # Errors
     /// [`SchedError::StaleEpoch`] where the term is over: stop at once, another owner acts for the process.

@@ -1,19 +1,19 @@
 //! The scheduler over real files, over a disk that fails, and over a disk that forgets what was not flushed.
 
+mod disk;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 
 use denizen_image::ImageId;
 use futures_lite::future::block_on;
-use redb::{StorageBackend, TableDefinition};
+use redb::TableDefinition;
 use serde_json::json;
 
-use super::database::builder;
 use super::*;
 use crate::{Home, Origin, Phase};
+use disk::Disk;
 
 fn app(name: &str) -> AppName {
     AppName::new(name).unwrap()
@@ -92,7 +92,7 @@ fn a_life() {
     let room = Room::new();
     let first = room.claim("p");
     assert_eq!((first.epoch, first.origin), (Epoch::new(1), new(1)));
-    assert_eq!(first.image, image("one", 1000));
+    assert_eq!(*first.image, image("one", 1000));
     assert_eq!((room.get("p").phase, room.get("p").home), (Phase::Starting, Home::Nowhere));
 
     room.settled("p", first.epoch, Settled::Active).unwrap();
@@ -411,11 +411,11 @@ fn a_newer_format_is_refused() {
     block_on(room.handle.stop()).unwrap();
     let database = redb::Database::create(&room.path).unwrap();
     let transaction = database.begin_write().unwrap();
-    transaction.open_table(TableDefinition::<&str, u64>::new("meta")).unwrap().insert("format", 2).unwrap();
+    transaction.open_table(TableDefinition::<&str, u64>::new("meta")).unwrap().insert("format", 3).unwrap();
     transaction.commit().unwrap();
     drop(database);
     let error = Scheduler::open(&room.path, Config::default()).unwrap_err();
-    assert_eq!(error, SchedError::NewerFormat { path: room.path.clone(), found: 2, supported: 1 });
+    assert_eq!(error, SchedError::NewerFormat { path: room.path.clone(), found: 3, supported: 2 });
 }
 
 #[test]
@@ -505,94 +505,9 @@ fn a_changed_epoch_is_not_believed() {
     assert!(found > 0, "no record was hit, so this test shows nothing");
 }
 
-/// A disk in memory. What was not flushed is lost with [`Disk::cut_power`], and every access can be made to
-/// fail.
-#[derive(Debug, Clone, Default)]
-struct Disk(Arc<Mutex<Platters>>);
-
-#[derive(Debug, Default)]
-struct Platters {
-    written: Vec<u8>,
-    flushed: Vec<u8>,
-    flushes: usize,
-    /// How many more writes and flushes succeed; `None`: all.
-    good_for: Option<usize>,
-}
-
-impl Disk {
-    fn open(&self) -> Result<SchedulerHandle, SchedError> {
-        let disk = self.clone();
-        let open = move || builder(Config::default()).create_with_backend(disk.clone());
-        Scheduler::open_with(Opener::new(std::path::Path::new("disk"), open))
-    }
-
-    fn cut_power(&self) -> Self {
-        let flushed = self.0.lock().unwrap().flushed.clone();
-        Self(Arc::new(Mutex::new(Platters { written: flushed.clone(), flushed, ..Platters::default() })))
-    }
-
-    fn fail_after(&self, good_for: Option<usize>) {
-        self.0.lock().unwrap().good_for = good_for;
-    }
-
-    fn flushes(&self) -> usize {
-        self.0.lock().unwrap().flushes
-    }
-}
-
-impl Platters {
-    fn wear(&mut self) -> io::Result<()> {
-        match &mut self.good_for {
-            Some(0) => Err(io::Error::from(io::ErrorKind::StorageFull)),
-            Some(left) => {
-                *left -= 1;
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-impl StorageBackend for Disk {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().written.len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let start = usize::try_from(offset).unwrap();
-        let platters = self.0.lock().unwrap();
-        let from = platters.written.get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(from);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut platters = self.0.lock().unwrap();
-        platters.wear()?;
-        platters.written.resize(usize::try_from(len).unwrap(), 0);
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        let mut platters = self.0.lock().unwrap();
-        platters.wear()?;
-        platters.flushed = platters.written.clone();
-        platters.flushes += 1;
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let start = usize::try_from(offset).unwrap();
-        let mut platters = self.0.lock().unwrap();
-        platters.wear()?;
-        platters.written[start..start + data.len()].copy_from_slice(data);
-        Ok(())
-    }
-}
-
 #[test]
 fn a_claim_is_durable_before_it_resolves() {
-    let disk = Disk::default();
+    let disk = Disk::new();
     let handle = disk.open().unwrap();
     block_on(handle.deploy(app("a"), image("one", 100))).unwrap();
     for round in 1..20 {
@@ -605,10 +520,146 @@ fn a_claim_is_durable_before_it_resolves() {
     }
 }
 
+/// What the journal does not carry is in the database before it is answered, and what the journal had is with it.
+#[test]
+fn a_deployment_and_a_deletion_are_durable_before_they_resolve() {
+    let disk = Disk::new();
+    let handle = disk.open().unwrap();
+    block_on(handle.deploy(app("a"), image("one", 100))).unwrap();
+    let claim = |process| block_on(handle.claim(app("a"), name(process), Create::IfMissing)).unwrap();
+    let (first, second) = (claim("p"), claim("q"));
+    block_on(handle.deploy(app("b"), image("two", 100))).unwrap();
+    let after = disk.cut_power().open().unwrap();
+    assert_eq!(block_on(after.image_of(app("b"))).unwrap(), image("two", 100));
+    assert_eq!(block_on(after.get(app("a"), name("p"))).unwrap().epoch, first.epoch);
+    claim("r");
+    block_on(handle.delete(app("a"), name("p"))).unwrap();
+    for again in [false, true] {
+        let cut = disk.cut_power();
+        let after = cut.open().unwrap();
+        let gone = SchedError::UnknownProcess { app: app("a"), process: name("p") };
+        assert_eq!(block_on(after.get(app("a"), name("p"))).unwrap_err(), gone, "a deleted process is back");
+        assert_eq!(block_on(after.get(app("a"), name("q"))).unwrap().epoch, second.epoch);
+        assert_eq!(block_on(after.apps()).unwrap()[0].processes, 2 + u64::from(again));
+        // The next generation of the journal lies over this one.
+        claim("s");
+    }
+}
+
+/// More than the journal holds, with a crash at any time: claims of all generations are there, and each is counted once.
+#[test]
+fn a_journal_that_is_full_is_taken_over() {
+    let disk = Disk::new();
+    let handle = disk.open().unwrap();
+    block_on(handle.deploy(app("a"), image("one", 10_000))).unwrap();
+    let before = disk.database.flushes();
+    for number in 1..=1100 {
+        let claim = block_on(handle.claim(app("a"), name(&format!("p{number}")), Create::Must)).unwrap();
+        if number % 91 == 0 || (510..515).contains(&number) {
+            let after = disk.cut_power().open().unwrap();
+            assert_eq!(block_on(after.list(None)).unwrap().len(), number);
+            assert_eq!(block_on(after.apps()).unwrap()[0].processes, number as u64);
+            let next = block_on(after.claim(app("a"), name("p1"), Create::Never)).unwrap();
+            assert!(next.epoch > claim.epoch);
+        }
+    }
+    let taken_over = disk.database.flushes() - before;
+    assert!((2..100).contains(&taken_over), "{taken_over} transactions for 1100 claims");
+}
+
+/// The power goes while a batch is written, which nobody was told of: all before it is there, whatever of it is.
+#[test]
+fn a_batch_that_was_cut_short_takes_none_before_it_along() {
+    let disk = Disk::new();
+    let handle = disk.open().unwrap();
+    block_on(handle.deploy(app("a"), image("one", 1000))).unwrap();
+    let claim = |process| block_on(handle.claim(app("a"), name(process), Create::IfMissing));
+    let last = ["p", "q", "r"].map(|process| claim(process).unwrap().epoch)[2];
+    // The write succeeds, and the flush does not.
+    disk.fail_after(Some(1));
+    assert!(claim("s").is_err());
+    for is_there in [true, false] {
+        let after = disk.cut_power_midway(|_| is_there).open().unwrap();
+        assert_eq!(block_on(after.get(app("a"), name("r"))).unwrap().epoch, last);
+        let unanswered = block_on(after.get(app("a"), name("s")));
+        assert_eq!(unanswered.is_ok(), is_there);
+        let next = block_on(after.claim(app("a"), name("t"), Create::Must)).unwrap().epoch;
+        assert!(next > last && unanswered.is_ok_and(|record| record.epoch < next) == is_there);
+    }
+}
+
+#[test]
+fn a_damaged_or_missing_journal_is_named() {
+    let disk = Disk::new();
+    let handle = disk.open().unwrap();
+    block_on(handle.deploy(app("a"), image("one", 1000))).unwrap();
+    for process in ["p", "q"] {
+        block_on(handle.claim(app("a"), name(process), Create::Must)).unwrap();
+    }
+    let damaged = disk.cut_power();
+    damaged.journal.platters.lock().unwrap().written[100] ^= 1;
+    let missing = disk.cut_power();
+    missing.journal.platters.lock().unwrap().written.clear();
+    for disk in [damaged, missing] {
+        let error = disk.open().unwrap_err();
+        assert!(matches!(error, SchedError::Corrupt { .. }), "{error:?}");
+        assert!(error.to_string().contains("disk.journal"), "{error}");
+    }
+}
+
+/// An older release had no journal. What lies there is another database's.
+#[test]
+fn a_database_of_an_older_release_is_read_and_gets_a_journal() {
+    let room = Room::new();
+    let first = room.run("p");
+    let second = room.claim("q").epoch;
+    block_on(room.handle.stop()).unwrap();
+    let database = redb::Database::create(&room.path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut meta = transaction.open_table(TableDefinition::<&str, u64>::new("meta")).unwrap();
+        meta.insert("format", 1).unwrap();
+        meta.remove("journal").unwrap();
+    }
+    transaction.commit().unwrap();
+    drop(database);
+    let reopened = || Scheduler::open(&room.path, Config::default()).unwrap();
+    for file in ["there", "gone"] {
+        if file == "gone" {
+            fs::remove_file(room.path.with_extension("journal")).unwrap();
+            let error = Scheduler::open(&room.path, Config::default()).unwrap_err();
+            assert!(error.to_string().contains("sched.journal"), "{error}");
+            continue;
+        }
+        let handle = reopened();
+        let records = block_on(handle.list(None)).unwrap();
+        assert_eq!(records.iter().map(|record| record.epoch).collect::<Vec<_>>(), [first, second]);
+        assert!(block_on(handle.claim(app("a"), name("p"), Create::Never)).unwrap().epoch > second);
+        block_on(handle.stop()).unwrap();
+    }
+}
+
+/// What is left when nobody asks any more is in the database: a node that rests has nothing to replay.
+#[test]
+fn what_was_journaled_goes_to_the_database_when_it_is_quiet() {
+    let disk = Disk::new();
+    let handle = disk.open().unwrap();
+    block_on(handle.deploy(app("a"), image("one", 100))).unwrap();
+    let before = disk.database.flushes();
+    block_on(handle.claim(app("a"), name("p"), Create::Must)).unwrap();
+    assert_eq!(disk.database.flushes(), before, "a claim waited for the database");
+    while disk.database.flushes() == before {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let flushes = disk.flushes();
+    assert_eq!(block_on(handle.list(None)).unwrap().len(), 1);
+    assert_eq!(disk.flushes(), flushes);
+}
+
 /// What rests on a claim may be prepared while it is written, and is told when that fails.
 #[test]
 fn a_claim_can_be_had_ahead_of_the_disk() {
-    let disk = Disk::default();
+    let disk = Disk::new();
     let handle = disk.open().unwrap();
     block_on(handle.deploy(app("a"), image("one", 100))).unwrap();
     let ahead = || block_on(handle.claim_on(app("a"), name("p"), Create::IfMissing, node(1)));
@@ -629,7 +680,7 @@ fn a_claim_can_be_had_ahead_of_the_disk() {
 /// One flush for a start. What a crash takes back of it is found out by the state's own file.
 #[test]
 fn that_local_state_is_served_costs_no_flush_and_that_swapped_state_is_does() {
-    let disk = Disk::default();
+    let disk = Disk::new();
     let handle = disk.open().unwrap();
     block_on(handle.deploy(app("a"), image("one", 100))).unwrap();
     let claim =
@@ -654,14 +705,14 @@ fn that_local_state_is_served_costs_no_flush_and_that_swapped_state_is_does() {
 
 #[test]
 fn requests_that_wait_together_are_flushed_together() {
-    let disk = Disk::default();
+    let disk = Disk::new();
     let handle = disk.open().unwrap();
     block_on(handle.deploy(app("a"), image("one", 1000))).unwrap();
     let before = disk.flushes();
     let (count, mut epochs) = (400, BTreeSet::new());
     let mut answers = Vec::new();
     // Hold the thread up on the disk, so that the rest queues up behind the first.
-    let platters = disk.0.lock().unwrap();
+    let platters = disk.journal.platters.lock().unwrap();
     for process in 0..count {
         let process = name(&format!("p{process}"));
         let (reply, answer) = oneshot::channel();
@@ -680,7 +731,7 @@ fn requests_that_wait_together_are_flushed_together() {
 
 #[test]
 fn a_read_flushes_nothing() {
-    let disk = Disk::default();
+    let disk = Disk::new();
     let handle = disk.open().unwrap();
     block_on(handle.deploy(app("a"), image("one", 100))).unwrap();
     let before = disk.flushes();
@@ -689,14 +740,20 @@ fn a_read_flushes_nothing() {
     assert_eq!(disk.flushes(), before);
 }
 
-/// The disk fails at every point of a claim in turn. The answer is an error, the thread lives, and once the
+/// The disk fails at every point of a claim, and of the transaction behind it, in turn.
+/// The answer is an error, the thread lives, and once the
 /// disk works again the next claim has a higher epoch than any that was ever answered.
 #[test]
 fn a_failing_disk_is_an_error_and_not_the_end() {
-    let disk = Disk::default();
+    let disk = Disk::new();
     let handle = disk.open().unwrap();
     block_on(handle.deploy(app("a"), image("one", 1000))).unwrap();
-    let claim = || block_on(handle.claim(app("a"), name("p"), Create::IfMissing));
+    let claim = || {
+        let claim = block_on(handle.claim(app("a"), name("p"), Create::IfMissing))?;
+        // The first has gone to the journal; now the database takes it over.
+        block_on(handle.deploy(app("a"), image("two", 1000)))?;
+        Ok(claim)
+    };
     let mut last = claim().unwrap().epoch;
     let mut failures = 0;
     for good_for in 0..30 {
@@ -718,14 +775,14 @@ fn a_failing_disk_is_an_error_and_not_the_end() {
         assert!(next > last, "{next} after {last}");
         last = next;
     }
-    assert!(failures > 2, "the disk failed {failures} times, so this test tries nothing");
+    assert!(failures > 4, "the disk failed {failures} times, so this test tries nothing");
 }
 
 /// A process that runs while the disk fails is not taken for a dead owner's when the database is opened
 /// again.
 #[test]
 fn a_failure_does_not_end_terms() {
-    let disk = Disk::default();
+    let disk = Disk::new();
     let handle = disk.open().unwrap();
     block_on(handle.deploy(app("a"), image("one", 100))).unwrap();
     let epoch = block_on(handle.claim(app("a"), name("p"), Create::Must)).unwrap().epoch;

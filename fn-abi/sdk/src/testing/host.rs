@@ -31,6 +31,7 @@ pub(super) struct Invocation {
     content_type: String,
     caller_left: bool,
     deadline_ms: u64,
+    traceparent: String,
     transaction: RefCell<Transaction>,
     /// Whether the function committed by itself: then it is not run again.
     pub(super) committed: Cell<bool>,
@@ -59,6 +60,7 @@ impl Invocation {
             content_type: input.content_type.clone(),
             caller_left: input.caller_left,
             deadline_ms: input.deadline_ms.unwrap_or(DZ_NO_DEADLINE),
+            traceparent: input.traceparent.clone(),
             transaction: RefCell::new(Transaction::new(&process.store)),
             committed: Cell::new(false),
             reply_type: RefCell::new("application/octet-stream".to_owned()),
@@ -114,6 +116,7 @@ pub(super) static HOST: DzHost = DzHost {
     commit_at,
     wait_commit,
     sync_files,
+    reply_bytes,
 };
 
 /// The registry behind a plugin's pointer.
@@ -216,6 +219,7 @@ unsafe extern "C" fn call_info(raw: *mut DzCall, info: *mut DzCallInfo) -> i32 {
         function: text(&call.function),
         epoch: 1,
         deadline_ms: call.deadline_ms,
+        traceparent: text(&call.traceparent),
     };
     DZ_OK
 }
@@ -276,6 +280,18 @@ unsafe extern "C" fn reply_alloc(raw: *mut DzCall, len: usize, buffer: *mut *mut
     reply.resize(len, 0);
     // SAFETY: a plugin's variable. The buffer does not move when the vector does.
     unsafe { *buffer = reply.as_mut_ptr() };
+    call.reply.replace(Some(reply));
+    DZ_OK
+}
+
+unsafe extern "C" fn reply_bytes(raw: *mut DzCall, whole: DzSlice) -> i32 {
+    // SAFETY: a plugin's call and bytes.
+    let (call, whole) = unsafe { (invocation(raw), bytes(whole)) };
+    if call.pieces.get() > 0 || call.reply.borrow().is_some() {
+        return DZ_E_INVALID;
+    }
+    let mut reply = AlignedVec::new();
+    reply.extend_from_slice(whole);
     call.reply.replace(Some(reply));
     DZ_OK
 }

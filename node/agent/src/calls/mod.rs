@@ -59,7 +59,8 @@ pub(crate) async fn call(
         None if asked.key.is_some() => {
             Err(Problem::new(Kind::ProcessNeeded, "a call with an idempotency key must name its process"))
         }
-        None => anywhere::anywhere(home, app, asked).await,
+        // Apart, as what crosses to another executor is: calls that need it not are not to carry room for it.
+        None => Box::pin(anywhere::anywhere(home, app, asked)).await,
     }
 }
 
@@ -72,7 +73,7 @@ async fn at(home: &Rc<Home>, app: &Rc<App>, name: &str, asked: Asked<'_>) -> Res
     }
     let name = name.to_owned();
     let choose = move |home: &Rc<Home>, app: &Rc<App>| home.process(app, &name).map(Some);
-    match there(home, executor, app.name.as_str(), asked, choose).await? {
+    match Box::pin(there(home, executor, app.name.as_str(), asked, choose)).await? {
         Ok(ended) => Ok(ended),
         Err(_) => Err(Problem::new(Kind::HostFault, "a process that has a name was not found by it")),
     }
@@ -86,19 +87,19 @@ async fn there<'a, C: Borrow<Rc<Process>>>(
     asked: Asked<'a>,
     choose: impl FnOnce(&Rc<Home>, &Rc<App>) -> Result<Option<C>, Problem> + Send + 'static,
 ) -> Result<Result<Ended, Asked<'a>>, Problem> {
-    let Asked { function, content_type, deadline, durability, key, create, body } = asked;
+    let Asked { function, content_type, deadline, durability, key, trace, create, body } = asked;
     let words = (function.to_owned(), content_type.to_owned(), key.map(str::to_owned));
     let app = app.to_owned();
     let work = move |home: Rc<Home>| async move {
         let app = home.app(&app)?;
         let Some(chosen) = choose(&home, &app)? else { return Ok(Err(body)) };
         let (function, content_type, key) = (&words.0, &words.1, words.2.as_deref());
-        let asked = Asked { function, content_type, deadline, durability, key, create, body };
+        let asked = Asked { function, content_type, deadline, durability, key, trace, create, body };
         Ok(Ok(here(&home, chosen.borrow(), asked).await.map(Crossing::of)))
     };
     Ok(match home.on(executor, work).await?? {
         Ok(ended) => Ok(ended.map(Crossing::arrived)),
-        Err(body) => Err(Asked { function, content_type, deadline, durability, key, create, body }),
+        Err(body) => Err(Asked { function, content_type, deadline, durability, key, trace, create, body }),
     })
 }
 

@@ -9,13 +9,15 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use denizen_protocol::server::{Connection, Parked};
 use denizen_protocol::{Drain, DrainReason, Problem as Framed};
 use denizen_wire::{AtRest, MAX_PARKED_RECORD};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
 
-use super::{Seat, greeting};
+use super::connection::{self, STALL};
+use super::{Seat, greeting, keys};
 use crate::executor::{self, HttpStream, Taken};
 use crate::home::Home;
 use crate::process::Process;
@@ -33,6 +35,8 @@ pub(crate) struct Bound {
     record: Box<[u8]>,
     residue: Box<[u8]>,
     begun: Taken,
+    /// When bytes last went in or out.
+    moved: Instant,
 }
 
 /// The same for a task that serves it.
@@ -49,7 +53,15 @@ struct Entry {
     home: Rc<Home>,
     number: u64,
     process: Rc<Process>,
-    expires_s: u64,
+    ends: Ends,
+}
+
+/// When its token expires, and when its client is told before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ends {
+    /// Of Unix time.
+    pub(super) expires_s: u64,
+    pub(super) notice: Duration,
 }
 
 /// What a process knows of its connections, beside those that its sandbox has.
@@ -93,7 +105,23 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let count = &self.process.bound.count;
         count.set(count.get() - 1);
-        self.home.callers.parked.expires_no_more(self.expires_s, self.number);
+        self.home.callers.parked.expires_no_more(self.ends, self.number);
+    }
+}
+
+impl Ends {
+    /// When its client is told, since the beginning of 1970.
+    pub(super) fn told_at(self) -> Duration {
+        self.expires_at().saturating_sub(self.notice)
+    }
+
+    /// When it expires, since the beginning of 1970.
+    pub(super) fn expires_at(self) -> Duration {
+        Duration::from_secs(self.expires_s)
+    }
+
+    fn until_notice(self) -> Duration {
+        keys::until_time(self.told_at())
     }
 }
 
@@ -114,9 +142,11 @@ impl Bound {
         let home = Rc::clone(seat.home());
         let number = home.callers.number();
         process.bound.count.set(process.bound.count.get() + 1);
-        home.callers.parked.expires(&home, expires_s, number, process);
-        let entry = Entry { home, number, process: Rc::clone(process), expires_s };
-        Ok(Bound { entry, seat, socket, record: parked.encode().into(), residue: residue.into(), begun })
+        let ends = Ends { expires_s, notice: connection::notice(expires_s) };
+        home.callers.parked.expires(&home, ends, number, process);
+        let entry = Entry { home, number, process: Rc::clone(process), ends };
+        let (record, residue) = (parked.encode().into(), residue.into());
+        Ok(Bound { entry, seat, socket, record, residue, begun, moved: Instant::now() })
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -135,9 +165,22 @@ impl Bound {
         &self.socket
     }
 
-    /// When its token expires, in seconds of Unix time.
-    pub(super) fn expires_s(&self) -> u64 {
-        self.entry.expires_s
+    /// Whether its client is to be told that its token expires.
+    pub(super) fn is_to_end(&self) -> bool {
+        self.entry.ends.until_notice().is_zero()
+    }
+
+    /// Whether its token has expired.
+    pub(super) fn has_expired(&self) -> bool {
+        keys::until(self.entry.ends.expires_s).is_zero()
+    }
+
+    /// Until when the rest of a frame may be missing, if one was begun.
+    pub(super) fn stalls(&self) -> Option<Instant> {
+        let parked = Parked::decode(&self.record).ok()?;
+        let (mut protocol, mut input) = (Connection::resume(parked), &*self.residue);
+        let _ = protocol.next(&mut input);
+        protocol.is_within_frame().then(|| self.moved + STALL)
     }
 
     /// What was taken off the socket when record and residue were true.
@@ -150,8 +193,8 @@ impl Bound {
     }
 
     /// Its stream stands elsewhere now.
-    pub(crate) fn stands_at(&mut self, record: Box<[u8]>, residue: Box<[u8]>, begun: Taken) {
-        (self.record, self.residue, self.begun) = (record, residue, begun);
+    pub(crate) fn stands_at(&mut self, record: Box<[u8]>, residue: Box<[u8]>, begun: Taken, moved: Instant) {
+        (self.record, self.residue, self.begun, self.moved) = (record, residue, begun, moved);
     }
 
     /// Whether its stream still stands where its record says.
@@ -188,9 +231,10 @@ impl Bound {
     /// Out of descriptors; or the record is not what it was.
     pub(super) fn into_relayed(self) -> std::io::Result<Relayed> {
         let Bound { entry, seat, socket, record, residue, .. } = self;
+        let expires_s = entry.ends.expires_s;
         let parked = Parked::decode(&record).map_err(std::io::Error::other)?;
         let (stream, protocol) = (HttpStream::adopt(socket)?, Connection::resume(parked));
-        Ok(Relayed { stream, seat, protocol, residue, expires_s: entry.expires_s })
+        Ok(Relayed { stream, seat, protocol, residue, expires_s })
     }
 
     /// Closes it in order: its client learns which calls were not executed, and why, where there is more to say than `reason`.
@@ -220,9 +264,17 @@ impl Bound {
         }
     }
 
-    /// Its client learns that the stream broke off, at once, whoever else still holds the socket.
+    /// Its client learns that the stream broke off, once nobody else holds the socket. This is for one that a sandbox was given which may
+    /// live: what it began on it may still wait, and has the socket until it is done. Were that disconnected, the sandbox would connect it
+    /// to wherever it likes (`MSG_FASTOPEN`).
+    pub(crate) fn break_off(self) {
+        let _ = sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO));
+    }
+
+    /// Its client learns that the stream broke off, at once, whoever else still holds the socket. Not for one that a living sandbox was
+    /// given: see [`Bound::break_off`].
     pub(crate) fn reset(self) {
-        let _ = sockopt::set_socket_linger(&self.socket, Some(std::time::Duration::ZERO));
+        let _ = sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO));
         let _ = rustix::net::connect_unspec(&self.socket);
     }
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use denizen_protocol::limits::MAX_FUNCTIONS;
 use denizen_protocol::token::Refusal;
-use denizen_protocol::{CallHead, Durability as Level, Final, FunctionRef, Problem as Framed, ReplyHead};
+use denizen_protocol::{
+    CallHead, Durability as Level, Final, FunctionRef, Problem as Framed, ReplyHead, TraceParent,
+};
 use denizen_wire::Durability;
 use futures_channel::oneshot;
 use futures_lite::future;
@@ -39,6 +41,7 @@ pub(super) struct Wish {
     /// Empty where there is none.
     content_type: String,
     key: Option<String>,
+    trace: Option<TraceParent>,
 }
 
 #[derive(Debug)]
@@ -61,6 +64,7 @@ impl Wish {
             create_never: head.create_never,
             content_type: head.content_type.unwrap_or_default().to_owned(),
             key: head.idempotency_key.map(str::to_owned),
+            trace: head.traceparent,
         }
     }
 
@@ -148,6 +152,7 @@ async fn execute(caller: &Rc<Caller>, id: u64, wish: &Wish, body: FramedBody) ->
         deadline: wish.deadline,
         durability,
         key: wish.key.as_deref(),
+        trace: wish.trace,
         create: image.creates(caller.create_never || wish.create_never),
         body: Source::Frames(body),
     };

@@ -35,7 +35,7 @@ pub(super) type TakenReceiver = mpsc::UnboundedReceiver<Taken>;
 type Timer = Pin<Box<dyn Future<Output = ()>>>;
 
 /// How long a peer may pause within a frame, or take nothing of what there is for it.
-pub(super) const STALL: Duration = Duration::from_millis(STALL_MS as u64);
+pub(crate) const STALL: Duration = Duration::from_millis(STALL_MS as u64);
 /// How long before its token expires a caller is told.
 const NOTICE: Duration = Duration::from_secs(5);
 /// The longest sleep towards an expiry: clocks are set meanwhile.
@@ -605,11 +605,15 @@ impl Conversation {
     }
 }
 
+/// How long before its token expires a caller is told, if that is decided now.
+pub(super) fn notice(expires_s: u64) -> Duration {
+    // A token that is issued for a moment is good for half of it.
+    NOTICE.min(keys::until(expires_s) / 2)
+}
+
 /// Waits until the caller is to be told that its token expires.
 async fn expiry_notice(expires_s: u64) {
-    let left = keys::until(expires_s);
-    // A token that is issued for a moment is good for half of it.
-    let notice = NOTICE.min(left / 2);
+    let notice = notice(expires_s);
     loop {
         let left = keys::until(expires_s).saturating_sub(notice);
         if left.is_zero() {

@@ -17,7 +17,7 @@ use denizen_sched::Create;
 use denizen_wire::CallerEnd;
 
 use super::bound::Bound;
-use super::{greeting, keys, parked};
+use super::{greeting, parked};
 use crate::executor;
 use crate::home::Home;
 use crate::problem::Problem;
@@ -94,8 +94,9 @@ async fn give(home: &Rc<Home>, active: &Rc<Active>, batch: Vec<Bound>) {
     let _ = active.lasting.wait().await;
     let enable = direct.to_be_enabled();
     let slots: Vec<u32> = moving.iter().map(|one| one.slot).collect();
-    let installing = rings_of(home, active).run(move || install(&ring, enable, &slots, sockets));
-    match executor::within(RING_LIMIT, installing).await {
+    let installing =
+        rings_of(home, active).run_within(RING_LIMIT, move || install(&ring, enable, &slots, sockets));
+    match installing.await {
         // Asked to end meanwhile, or dead: it is told of nothing any more, and whoever comes next has them.
         _ if active.is_draining() || active.is_ending() => again(moving),
         Some(Ok(Ok(()))) => tell(active, direct, moving),
@@ -114,7 +115,7 @@ async fn give(home: &Rc<Home>, active: &Rc<Active>, batch: Vec<Bound>) {
 fn prepare(direct: &Direct, batch: Vec<Bound>) -> (Vec<Moving>, Vec<OwnedFd>) {
     let mut ready = (Vec::new(), Vec::new());
     for bound in batch {
-        if keys::until(bound.expires_s()).is_zero() {
+        if bound.is_to_end() {
             parked::park(bound);
         } else if !bound.is_untouched() {
             bound.reset();
@@ -175,15 +176,16 @@ pub(crate) fn done(active: &Rc<Active>, ended: DirectEnded) {
     let DirectEnded { bound, slot, end } = ended;
     let close = move |bound: Bound| match end {
         CallerEnd::Closed | CallerEnd::Violation => bound.part(),
-        CallerEnd::Broken | CallerEnd::Stalled | CallerEnd::Unsent => bound.reset(),
+        CallerEnd::Broken | CallerEnd::Stalled | CallerEnd::Unsent => bound.break_off(),
     };
     // Without a ring the sandbox is dead.
     let Some(ring) = active.direct.as_ref().and_then(Direct::ring) else { return close(bound) };
-    let removing = rings_of(bound.home(), active).run(move || maker::remove(ring.as_fd(), slot));
+    let rings = rings_of(bound.home(), active).clone();
     let active = Rc::clone(active);
     executor::spawn(async move {
-        // First this: a socket that was reset can be connected to wherever its holder likes.
-        match (executor::within(RING_LIMIT, removing).await, &active.direct) {
+        // First this: its client is to learn it now, and not when the ring goes.
+        let removing = rings.run_within(RING_LIMIT, move || maker::remove(ring.as_fd(), slot));
+        match (removing.await, &active.direct) {
             (Some(Ok(Ok(()))), Some(direct)) => {
                 direct.free_slot(slot);
                 close(bound);
@@ -194,12 +196,13 @@ pub(crate) fn done(active: &Rc<Active>, ended: DirectEnded) {
     });
 }
 
-/// A sandbox is dead: what became of the connections that it had.
-pub(crate) fn left(left: Vec<Left>) {
+/// A sandbox is dead, or, not `confirmed`, was at least killed: what became of the connections that it had.
+pub(crate) fn left(left: Vec<Left>, confirmed: bool) {
     for one in left {
         match one {
             Left::Parked(bound) => parked::park(bound),
-            Left::Lost(bound) => bound.reset(),
+            Left::Lost(bound) if confirmed => bound.reset(),
+            Left::Lost(bound) => bound.break_off(),
         }
     }
 }

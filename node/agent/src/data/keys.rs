@@ -248,7 +248,12 @@ fn now_s() -> u64 {
 
 /// How long until a second of Unix time begins.
 pub(super) fn until(second: u64) -> Duration {
-    let then = UNIX_EPOCH.checked_add(Duration::from_secs(second));
+    until_time(Duration::from_secs(second))
+}
+
+/// How long until some time after the beginning of 1970.
+pub(super) fn until_time(since_1970: Duration) -> Duration {
+    let then = UNIX_EPOCH.checked_add(since_1970);
     then.map_or(Duration::MAX, |then| then.duration_since(SystemTime::now()).unwrap_or_default())
 }
 

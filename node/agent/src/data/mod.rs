@@ -40,6 +40,7 @@ use connection::Caller;
 
 pub(crate) use body::FramedBody;
 pub(crate) use bound::{Bound, OfProcess};
+pub(crate) use connection::STALL;
 pub(crate) use given::{done, left};
 pub(crate) use parked::close_all_of;
 

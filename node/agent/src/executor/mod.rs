@@ -11,20 +11,22 @@ mod taken;
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
-use tokio::runtime::{Builder, Runtime};
-use tokio::task::LocalSet;
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
-pub(crate) use net::{Closer, ControlReader, ControlWriter, HttpStream, Listener, bind, control_pair};
+pub(crate) use net::{Closer, ControlReader, ControlWriter, HttpStream, Listener, bind};
 pub(crate) use resting::RestingSockets;
 pub(crate) use taken::Taken;
 
 /// How long a task rests that has always been ready.
 const REST: Duration = Duration::from_millis(1);
+
+/// How far the moments lie apart at which many wake at once.
+const TOGETHER: Duration = Duration::from_secs(1);
 
 /// The longest such rest: its sandbox may have something to say that a caller waits for.
 const LONGEST_REST: Duration = Duration::from_millis(20);
@@ -110,7 +112,7 @@ where
     let run = move || match pinned_runtime(cpu) {
         Ok(runtime) => {
             let _ = started.send(Ok(()));
-            LocalSet::new().block_on(&runtime, guarded(body(seed)));
+            runtime.block_on(guarded(body(seed)));
         }
         Err(error) => {
             let _ = started.send(Err(error.to_string()));
@@ -127,11 +129,12 @@ where
 }
 
 /// Pins this thread and makes its poll loop.
-fn pinned_runtime(cpu: usize) -> io::Result<Runtime> {
+fn pinned_runtime(cpu: usize) -> io::Result<LocalRuntime> {
     let mut only = rustix::thread::CpuSet::new();
     only.set(cpu);
     rustix::thread::sched_setaffinity(None, &only)?;
-    Builder::new_current_thread().enable_io().enable_time().build()
+    // Not a `LocalSet`: that is a second scheduler inside the first, and each wake goes through both.
+    Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())
 }
 
 /// Runs `future` on this executor, beside everything else, from the caller's next wait on. A panic in it ends only itself.
@@ -148,6 +151,23 @@ async fn guarded(future: impl Future<Output = ()>) {
 /// Waits.
 pub(crate) async fn sleep(wait: Duration) {
     tokio::time::sleep(wait).await;
+}
+
+/// Waits until `when`, or until a moment before it at which everybody wakes who waits like this. Whoever finds that there is nothing to
+/// do any more has cost next to nothing then: a thousand tasks that end in one second are one wake-up. A wait of less than
+/// [`TOGETHER`] ends at `when`.
+pub(crate) async fn sleep_together(when: Instant) {
+    tokio::time::sleep_until(together(when, Instant::now()).into()).await;
+}
+
+/// When to wake who waits for `when`.
+fn together(when: Instant, now: Instant) -> Instant {
+    // Any moment will do that is the same for all.
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    let origin = *ORIGIN.get_or_init(|| now);
+    let since = when.saturating_duration_since(origin);
+    let common = origin + TOGETHER * u32::try_from(since.as_secs() / TOGETHER.as_secs()).unwrap_or(u32::MAX);
+    if common > now && common < when { common } else { when }
 }
 
 /// A task whose work comes from a sandbox, which may never run out of it.
@@ -333,6 +353,23 @@ pub(crate) mod tests {
             sleep(Duration::from_millis(20)).await;
             assert_eq!(*held.borrow(), 2);
         });
+    }
+
+    #[test]
+    fn who_waits_long_wakes_with_others_and_never_late() {
+        let now = Instant::now();
+        together(now, now);
+        let whens: Vec<_> = (0..400).map(|step| now + Duration::from_millis(30_000 + 5 * step)).collect();
+        let wakes: std::collections::BTreeSet<_> = whens.iter().map(|when| together(*when, now)).collect();
+        assert!(wakes.len() <= 4, "{} wakes for tasks of two seconds", wakes.len());
+        for when in whens {
+            let wakes = together(when, now);
+            assert!(wakes <= when && when - wakes <= TOGETHER);
+            // From there on it is the very moment.
+            assert_eq!(together(when, wakes), when);
+        }
+        let soon = now + Duration::from_millis(1);
+        assert!(together(soon, now) <= soon);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Sockets on an executor: the listener, the stream that hyper reads and writes, and the two halves of a sandbox's control socket.
+//! Sockets on an executor: the listener, the stream that hyper reads and writes, and a sandbox's sockets.
 //!
 //! A socket is watched for reading only. Whether it takes bytes is tried; one that does not is watched for writing for as long as that
 //! lasts ([`Outlet`]): otherwise each reply that a caller reads would wake the executor once more, for nothing.
@@ -22,6 +22,8 @@ use tokio::io::{Interest, Ready};
 const BACKLOG: i32 = 1024;
 /// What one read from a connection takes at most.
 const SCRATCH: usize = 64 << 10;
+/// What is sent from several pieces is put together up to this many bytes.
+const TOGETHER: usize = 512;
 
 thread_local! {
     /// Reads land here and are copied on: hyper's own buffer is uninitialised, and zeroing it costs more than this copy.
@@ -265,9 +267,35 @@ impl Outlet {
 
 fn send_now(socket: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let mut room = [0; TOGETHER];
+    if let Some(whole) = together(pieces, &mut room) {
+        return send_whole(socket, whole, flags);
+    }
     let mut nothing = rustix::net::SendAncillaryBuffer::default();
     loop {
         match rustix::net::sendmsg(socket, pieces, &mut nothing, flags) {
+            Err(Errno::INTR) => {}
+            sent => return Ok(sent?),
+        }
+    }
+}
+
+/// All pieces in one, if `room` is enough: to copy a little is cheaper than to have the kernel read a list of places.
+fn together<'r>(pieces: &'r [IoSlice<'_>], room: &'r mut [u8; TOGETHER]) -> Option<&'r [u8]> {
+    if let [whole] = pieces {
+        return Some(whole);
+    }
+    let mut end = 0;
+    for piece in pieces {
+        room.get_mut(end..end + piece.len())?.copy_from_slice(piece);
+        end += piece.len();
+    }
+    room.get(..end)
+}
+
+fn send_whole(socket: BorrowedFd<'_>, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
+    loop {
+        match rustix::net::send(socket, bytes, flags) {
             Err(Errno::INTR) => {}
             sent => return Ok(sent?),
         }
@@ -312,13 +340,6 @@ impl hyper::rt::Write for HttpStream {
     }
 }
 
-/// The two halves of a sandbox's UNIX stream socket, on this executor. Both own the socket; it closes when both are gone.
-pub(crate) fn control_pair(socket: OwnedFd) -> io::Result<(ControlReader, ControlWriter)> {
-    let write_half = rustix::io::fcntl_dupfd_cloexec(&socket, 0)?;
-    let inner = watch(socket, Interest::READABLE)?;
-    Ok((ControlReader { inner }, ControlWriter { socket: write_half }))
-}
-
 /// What a sandbox sends.
 #[derive(Debug)]
 pub(crate) struct ControlReader {
@@ -326,6 +347,14 @@ pub(crate) struct ControlReader {
 }
 
 impl ControlReader {
+    /// Takes a socket that a sandbox writes on to this executor.
+    ///
+    /// # Errors
+    /// The system's, where it cannot be watched.
+    pub(crate) fn adopt(socket: OwnedFd) -> io::Result<ControlReader> {
+        Ok(ControlReader { inner: watch(socket, Interest::READABLE)? })
+    }
+
     /// Reads what there is, at least one byte; 0 is the end.
     pub(crate) async fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         poll_fn(|cx| poll_receive(&self.inner, cx, to)).await
@@ -355,6 +384,10 @@ impl AsFd for ControlWriter {
 }
 
 impl ControlWriter {
+    pub(crate) fn new(socket: OwnedFd) -> ControlWriter {
+        ControlWriter { socket }
+    }
+
     /// Sends what the socket takes at once, from several pieces; `WouldBlock` where it takes nothing.
     pub(crate) fn try_send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         send_now(self.socket.as_fd(), pieces)
@@ -378,6 +411,20 @@ mod tests {
 
     use super::super::tests::on_executor;
     use super::*;
+
+    #[test]
+    fn pieces_are_put_together_as_long_as_they_are_few_bytes() {
+        let (few, many) = ([1; 200], [2; TOGETHER]);
+        let put = |pieces: &[&[u8]]| {
+            let pieces: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+            together(&pieces, &mut [0; TOGETHER]).map(<[u8]>::to_vec)
+        };
+        assert_eq!(put(&[&few, &[], &few]), Some([few, few].concat()));
+        assert_eq!(put(&[&many]), Some(many.to_vec()));
+        assert_eq!(put(&[&many, &[]]), Some(many.to_vec()));
+        assert_eq!(put(&[&many, &[3]]), None);
+        assert_eq!(put(&[&[3], &many]), None);
+    }
 
     #[test]
     fn a_caller_who_takes_nothing_is_noticed_until_it_does() {

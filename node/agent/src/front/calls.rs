@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::Duration;
 
+use denizen_protocol::TraceParent;
 use denizen_sched::{Create, ProcessName};
 use denizen_wire::{Durability, MAX_IDEMPOTENCY_KEY};
 use hyper::body::{Bytes, Incoming};
@@ -27,6 +28,8 @@ pub(super) const DURABILITY: HeaderName = HeaderName::from_static("denizen-durab
 pub(super) const COMMIT: HeaderName = HeaderName::from_static("denizen-commit");
 /// As the draft of the IETF has it (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// W3C Trace Context.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const REPLAYED: HeaderName = HeaderName::from_static("denizen-replayed");
 const EPOCH: HeaderName = HeaderName::from_static("denizen-epoch");
 
@@ -38,6 +41,7 @@ struct Wishes<'a> {
     /// Empty where there is none.
     content_type: &'a str,
     key: Option<Cow<'a, str>>,
+    trace: Option<TraceParent>,
 }
 
 /// Answers a call.
@@ -63,6 +67,7 @@ pub(super) async fn call(
         deadline: wishes.deadline,
         durability: wishes.durability,
         key: wishes.key.as_deref(),
+        trace: wishes.trace,
         create,
         body: body.into(),
     };
@@ -214,7 +219,14 @@ fn wishes(headers: &HeaderMap) -> Result<Wishes<'_>, Problem> {
         Some(Ok(text)) if denizen_wire::ReplyHead::accepts(text) => text,
         Some(_) => return Err(bad("Content-Type must be at most 1024 bytes of visible ASCII")),
     };
-    Ok(Wishes { create, deadline, durability, content_type, key: key(headers)? })
+    Ok(Wishes { create, deadline, durability, content_type, key: key(headers)?, trace: trace(headers) })
+}
+
+/// What is no trace, or is there twice, is none: the standard has whoever gets it go on without.
+fn trace(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut values = headers.get_all(TRACEPARENT).iter();
+    let value = values.next().filter(|_| values.next().is_none())?;
+    TraceParent::from_text(value.to_str().ok()?.trim())
 }
 
 /// The idempotency key: a string of RFC 9651, as the draft wants it, or the bare text that many clients send.

@@ -104,7 +104,8 @@ async fn route(home: &Rc<Home>, request: Request<Incoming>) -> Result<Answer, Pr
     }
     match route {
         Route::Call { app, process, function } => calls::call(home, &app, process, &function, request).await,
-        route => control::control(home, route, uri.query(), request).await,
+        // Apart: the task of each call would otherwise have room for all of that, and be moved with it.
+        route => Box::pin(control::control(home, route, uri.query(), request)).await,
     }
 }
 

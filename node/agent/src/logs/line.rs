@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use denizen_protocol::TraceParent;
 use serde::Serialize;
 
 /// Where a line came from.
@@ -17,6 +18,14 @@ pub(crate) enum Stream {
     Host,
 }
 
+/// Whose line it is: a call's.
+#[derive(Debug, Clone)]
+pub(crate) struct Speaker {
+    pub(crate) invocation: Arc<str>,
+    /// The trace that the call belongs to.
+    pub(crate) trace: Option<TraceParent>,
+}
+
 /// One line, as the interface writes it.
 #[derive(Debug, Serialize)]
 pub(crate) struct Line {
@@ -26,6 +35,9 @@ pub(crate) struct Line {
     pub(crate) process: Box<str>,
     #[serde(serialize_with = "text_or_null")]
     pub(crate) invocation: Option<Arc<str>>,
+    /// The trace that the invocation belongs to, as the HTTP header has it.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "in_words_or_null")]
+    pub(crate) traceparent: Option<TraceParent>,
     pub(crate) stream: Stream,
     pub(crate) text: String,
     /// Grows from line to line over all processes of the node.
@@ -41,20 +53,28 @@ fn text_or_null<S: serde::Serializer>(text: &Option<Arc<str>>, to: S) -> Result<
     text.as_deref().serialize(to)
 }
 
+#[expect(clippy::ref_option, reason = "serde hands the field over like this")]
+fn in_words_or_null<S: serde::Serializer>(trace: &Option<TraceParent>, to: S) -> Result<S::Ok, S::Error> {
+    trace.map(|trace| trace.to_string()).serialize(to)
+}
+
 impl Line {
     pub(crate) fn new(
         sequence: u64,
         app: &str,
         process: &str,
         stream: Stream,
-        invocation: Option<Arc<str>>,
+        speaker: Option<Speaker>,
         text: String,
     ) -> Line {
+        let (invocation, traceparent) =
+            speaker.map_or((None, None), |speaker| (Some(speaker.invocation), speaker.trace));
         Line {
             at: timestamp(SystemTime::now()),
             app: app.into(),
             process: process.into(),
             invocation,
+            traceparent,
             stream,
             text,
             sequence,

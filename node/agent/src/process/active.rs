@@ -11,11 +11,12 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use denizen_protocol::TraceParent;
 use denizen_sandbox::Life;
 use denizen_sched::Epoch;
 use denizen_wire::{
     CancelReason, DrainCause, Durability, FailKind, Failure, Frame, Header, Kind, LastCapture, ReplyHead,
-    direct_name, is_direct,
+    direct_name, is_direct, split_log_line,
 };
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
@@ -24,7 +25,7 @@ use crate::data;
 use crate::deployed::Deployed;
 use crate::executor;
 use crate::local::Changes;
-use crate::logs::{Log, Stream};
+use crate::logs::{Log, Speaker, Stream};
 use crate::problem::{Blame, Kind as ProblemKind, Problem};
 use crate::process::direct::{Census, Direct};
 use crate::process::end::{Death, Killing};
@@ -82,6 +83,8 @@ pub(crate) struct Active {
     pub(crate) death: RefCell<Option<Death>>,
     /// Announced when `death` is known.
     pub(crate) changes: Changes,
+    /// Deadlines are to be looked at earlier than was planned.
+    sooner: Changes,
     /// The last content type of a reply: mostly the next one is the same.
     content_type: RefCell<Option<HeaderValue>>,
 }
@@ -135,6 +138,7 @@ impl Active {
             state_failed: Cell::new(false),
             death: RefCell::default(),
             changes: Changes::default(),
+            sooner: Changes::default(),
             content_type: RefCell::default(),
         })
     }
@@ -203,6 +207,12 @@ impl Active {
     /// Whether it takes no new calls because it is dead or dying.
     pub(crate) fn is_ending(&self) -> bool {
         self.link.is_broken() || self.killing.borrow().is_some() || self.death.borrow().is_some()
+    }
+
+    /// It is dead. Whoever waits for that learns of it with the next change.
+    pub(crate) fn died(&self, death: Death) {
+        *self.death.borrow_mut() = Some(death);
+        self.sooner.announce();
     }
 
     /// Whether it is dead, and was asked to end.
@@ -286,12 +296,12 @@ impl Active {
     }
 
     /// The name of the only call that runs.
-    pub(crate) fn only_call(&self) -> Option<Arc<str>> {
+    pub(crate) fn only_call(&self) -> Option<Speaker> {
         let calls = self.calls.borrow();
         if calls.len() != 1 {
             return None;
         }
-        calls.values().next().map(|call| Arc::clone(&call.name))
+        calls.values().next().map(|call| call.speaker())
     }
 
     /// Takes a frame from the sandbox.
@@ -434,6 +444,12 @@ impl Active {
         if failure.kind == FailKind::StoreBroken {
             self.state_failed.set(true);
         }
+        if failure.replayed && !call.is_keyed() {
+            return Err(format!(
+                "invocation {} has no idempotency key, and a failure is remembered",
+                call.id
+            ));
+        }
         let refused_to_begin = failure.kind == FailKind::Draining && !failure.started;
         // Such a call is sent again: a sandbox could have it sent for ever.
         if refused_to_begin && !self.asked_to_drain.get() {
@@ -452,15 +468,18 @@ impl Active {
 
     fn log_line(&self, frame: &Frame<'_>) -> Result<(), Broken> {
         let header = &frame.header;
-        let name = match header.id {
+        let (trace, text) = traced(frame)?;
+        let speaker = match header.id {
             0 => None,
-            id if is_direct(id) && self.direct.is_some() => Some(direct_name(self.epoch.get(), id).into()),
-            id => self.call(id)?.map(|call| Arc::clone(&call.name)),
+            id if is_direct(id) && self.direct.is_some() => {
+                Some(Speaker { invocation: direct_name(self.epoch.get(), id).into(), trace })
+            }
+            id => self.call(id)?.map(|call| call.speaker()),
         };
         let level =
             ["ERROR ", "WARN ", "", "DEBUG "].get(usize::from(header.code)).copied().unwrap_or_default();
-        let text = String::from_utf8_lossy(frame.payload);
-        self.log.add(Stream::Log, name, format!("{level}{text}"));
+        let text = String::from_utf8_lossy(text);
+        self.log.add(Stream::Log, speaker, format!("{level}{text}"));
         Ok(())
     }
 
@@ -529,7 +548,7 @@ impl Active {
 
     /// The sandbox has said its last word on a call.
     fn over(&self, call: &Invocation) {
-        self.output.call_ends(&call.name);
+        self.output.call_ends(call.speaker());
         self.calls.borrow_mut().remove(&call.id);
         self.quiet_if_idle();
     }
@@ -550,10 +569,13 @@ impl Active {
 
     /// Makes sure that deadlines are looked at by `when`.
     fn look_by(self: &Rc<Active>, when: Instant) {
-        if self.next_look.get().is_none_or(|next| when < next) {
-            self.next_look.set(Some(when));
-            executor::spawn(keep_deadlines(Rc::downgrade(self), when));
+        match self.next_look.get() {
+            Some(next) if next <= when => return,
+            // There is one task for this, however often an earlier deadline comes: a sandbox and its callers choose them.
+            Some(_) => self.sooner.announce(),
+            None => executor::spawn(keep_deadlines(Rc::downgrade(self))),
         }
+        self.next_look.set(Some(when));
     }
 
     /// Cancels what is late and ends the sandbox if it does not listen. When to look again.
@@ -583,6 +605,12 @@ impl Active {
     }
 }
 
+/// The trace that the runner says a direct call belongs to, and the line itself.
+fn traced<'f>(frame: &Frame<'f>) -> Result<(Option<TraceParent>, &'f [u8]), Broken> {
+    let (trace, text) = split_log_line(frame).map_err(|error| error.to_string())?;
+    Ok((trace.and_then(|trace| TraceParent::from_bytes(trace)), text))
+}
+
 /// What an orderly end says that was no end of its files.
 fn lost_at_the_end(last: LastCapture) -> Option<Problem> {
     let text = "what had changed in /state could not be captured at the end: that is lost, and what was captured before is kept";
@@ -598,20 +626,27 @@ fn lost_at_the_end(last: LastCapture) -> Option<Problem> {
     }
 }
 
-/// Looks at deadlines for as long as there are any. Costs a call nothing while an earlier look is planned.
-async fn keep_deadlines(active: Weak<Active>, mut when: Instant) {
-    loop {
-        executor::sleep(when.saturating_duration_since(Instant::now())).await;
-        let Some(active) = active.upgrade() else { break };
-        // An earlier look was planned since, and goes on from there.
-        if active.next_look.get() != Some(when) {
+/// Looks at deadlines for as long as there are any. Costs a call nothing while an earlier look is planned; and mostly there is no call any
+/// more when its deadline comes, so that is found out together with others.
+async fn keep_deadlines(active: Weak<Active>) {
+    while let Some(active) = active.upgrade() {
+        let Some(when) = active.next_look.get() else { break };
+        if active.death.borrow().is_some() {
+            active.next_look.set(None);
             break;
         }
-        let next = active.enforce(Instant::now());
-        active.next_look.set(next);
-        match next {
-            Some(next) => when = next,
-            None => break,
+        let other =
+            || (active.next_look.get() != Some(when) || active.death.borrow().is_some()).then_some(());
+        let is_due = async {
+            executor::sleep_together(when).await;
+            true
+        };
+        let planned_anew = async {
+            active.sooner.until(other).await;
+            false
+        };
+        if futures_lite::future::or(planned_anew, is_due).await {
+            active.next_look.set(active.enforce(Instant::now()));
         }
     }
 }

@@ -15,7 +15,7 @@ use denizen_protocol::server::Parked;
 use denizen_ring::maker;
 use denizen_wire::{AtRest, CallerEnd, Frame, Header, Kind};
 
-use crate::data::Bound;
+use crate::data::{Bound, STALL};
 use crate::executor::{self, Taken};
 use crate::local::Changes;
 use crate::process::active::CALLS_LIMIT;
@@ -65,6 +65,8 @@ struct Returned {
     residue: Box<[u8]>,
     /// Bytes that it took off the socket.
     taken: u64,
+    /// When bytes last went in or out, as it says.
+    moved: Instant,
 }
 
 /// A connection that has ended in the sandbox.
@@ -158,6 +160,11 @@ impl Direct {
         let Some(given) = given.get(&number) else { return false };
         let _ = rustix::net::shutdown(given.bound.socket(), rustix::net::Shutdown::Both);
         true
+    }
+
+    /// Whether the sandbox has a connection of this number.
+    pub(crate) fn has(&self, number: u64) -> bool {
+        self.given.borrow().get(&number).is_some_and(|one| one.returned.is_none())
     }
 
     /// Begins to ask how busy it is: gives the number of the question. The frame is the caller's to send.
@@ -264,8 +271,15 @@ impl Direct {
         let mut given = self.given.borrow_mut();
         let one = given.get_mut(&frame.header.id).filter(|one| one.returned.is_none());
         let one = one.ok_or_else(|| format!("connection {} is not one that it has", frame.header.id))?;
-        one.returned =
-            Some(Returned { record: record.into(), residue: residue.into(), taken: frame.header.c });
+        let now = Instant::now();
+        // Further back makes no difference.
+        let still = Duration::from_millis(u64::from(frame.header.b)).min(STALL);
+        one.returned = Some(Returned {
+            record: record.into(),
+            residue: residue.into(),
+            taken: frame.header.c,
+            moved: now.checked_sub(still).unwrap_or(now),
+        });
         Ok(())
     }
 
@@ -288,7 +302,7 @@ impl Given {
         let Some(returned) = returned else { return Left::Lost(bound) };
         match returned.check(&bound.at_rest(), bound.begun(), bound.socket().as_fd()) {
             Ok(now) => {
-                bound.stands_at(returned.record, returned.residue, now);
+                bound.stands_at(returned.record, returned.residue, now, returned.moved);
                 Left::Parked(bound)
             }
             Err(why) => {
@@ -394,7 +408,8 @@ mod tests {
         client.write_all(&[1; 500]).unwrap();
         socket.read_exact(&mut [0; 100]).unwrap();
         let says = |record: &[u8], residue: usize, taken| {
-            let returned = Returned { record: record.into(), residue: vec![0; residue].into(), taken };
+            let moved = Instant::now();
+            let returned = Returned { record: record.into(), residue: vec![0; residue].into(), taken, moved };
             returned.check(&given, begun, socket.as_fd())
         };
         for residue in [0, 5, 100, 110] {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use denizen_sandbox::{Demise, ExitCause, Life};
-use denizen_wire::{Frame, FrameReader, Kind as FrameKind};
+use denizen_wire::{EXIT_FAULT, Frame, FrameReader, Kind as FrameKind};
 use futures_channel::oneshot;
 use futures_lite::future;
 
@@ -22,7 +22,7 @@ const DEATH_LIMIT: Duration = Duration::from_secs(20);
 const LAST_MOMENT: Duration = Duration::from_secs(2);
 /// What a sandbox did that lives without a connection.
 const CUT_OFF: &str =
-    "the plugin closed the connection to its host (descriptor 3), and nothing could reach it any more";
+    "the plugin closed the connection to its host (descriptor 3 or 5), and nothing could reach it any more";
 /// Frames and reads in a row before others get a turn: hundreds of microseconds of small ones, some megabytes of large ones.
 const STEPS_IN_A_ROW: u32 = 256;
 /// Printed lines that a problem quotes.
@@ -54,12 +54,10 @@ pub(crate) struct Death {
     pub(crate) suspect: bool,
 }
 
-/// The exit code of a runner that meets a fault, a disk that fails under the state among them.
-const FAULT: i32 = 70;
-
-/// Whether a sandbox ended by [`FAULT`]. A tenant can say so, too; it costs it a copy of its state.
+/// Whether a sandbox ended by a fault, a disk that fails under its state among them. A tenant can say so, too; it costs it a copy of its
+/// state.
 pub(crate) fn is_fault(exit: Option<ExitCause>) -> bool {
-    exit == Some(ExitCause::Exited(FAULT))
+    exit == Some(ExitCause::Exited(EXIT_FAULT))
 }
 
 /// Reads what a sandbox sends until it ends, then mourns it.
@@ -79,10 +77,11 @@ pub(crate) async fn attend(active: Rc<Active>, mut reader: ControlReader, mut fr
     active.output.finish();
     let demise = active.life.last_words().read();
     let death = explain(&active, exit, demise.as_ref());
-    let orderly = death.confirmed && active.has_drained() && active.killing.borrow().is_none();
-    *active.death.borrow_mut() = Some(death);
+    let confirmed = death.confirmed;
+    let orderly = confirmed && active.has_drained() && active.killing.borrow().is_none();
+    active.died(death);
     if let Some(direct) = &active.direct {
-        data::left(direct.end(orderly));
+        data::left(direct.end(orderly), confirmed);
     }
     active.changes.announce();
 }
@@ -138,9 +137,9 @@ impl Drop for Told {
             call.fail(problem.clone());
         }
         if let Some(direct) = &active.direct {
-            data::left(direct.end(false));
+            data::left(direct.end(false), false);
         }
-        *active.death.borrow_mut() = Some(Death { problem: Some(problem), confirmed: false, suspect: true });
+        active.died(Death { problem: Some(problem), confirmed: false, suspect: true });
         active.changes.announce();
     }
 }

@@ -2,7 +2,7 @@
 
 use denizen_sandbox::{Demise, DemiseKind, ExitCause, Phase};
 use denizen_wire::problem::{self, Deadline, Said};
-use denizen_wire::{Failure, LoadFailure, LoadFailureKind};
+use denizen_wire::{EXIT_RING_SPOILED, Failure, LoadFailure, LoadFailureKind};
 
 use crate::deployed::Deployed;
 use crate::problem::{Kind, Problem};
@@ -75,6 +75,10 @@ pub(crate) fn verdict(exit: Option<ExitCause>, demise: Option<&Demise>) -> (Kind
         return (kind, demise_text(demise));
     }
     match exit {
+        Some(ExitCause::Exited(EXIT_RING_SPOILED)) => {
+            let text = "the plugin spoiled the ring (descriptor 4) over which its process serves its callers";
+            (Kind::RingSpoiled, text.to_owned())
+        }
         Some(ExitCause::Exited(code)) => {
             (Kind::FunctionExited, format!("the sandbox exited with code {code}"))
         }
@@ -162,5 +166,6 @@ mod tests {
         assert_eq!(verdict(Some(ExitCause::Signalled(11)), None).0, Kind::SegmentationFault);
         assert_eq!(died_loading(Some(ExitCause::Signalled(31)), None).kind(), Kind::InitCrashed);
         assert_eq!(verdict(Some(ExitCause::Exited(0)), None).0, Kind::FunctionExited);
+        assert_eq!(verdict(Some(ExitCause::Exited(EXIT_RING_SPOILED)), None).0, Kind::RingSpoiled);
     }
 }

@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use denizen_protocol::TraceParent;
 use denizen_wire::{Durability, WINDOW};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 
+use crate::logs::Speaker;
 use crate::problem::Problem;
 
 /// Credit is returned in pieces of at least this many bytes.
@@ -61,6 +63,8 @@ pub(crate) struct Invocation {
     pub(crate) deadline: Instant,
     /// Why then.
     pub(crate) limit: Cell<Option<Limit>>,
+    /// The trace that it belongs to.
+    pub(crate) trace: Cell<Option<TraceParent>>,
     /// The last commit that was known when it began; no reply can rest on an earlier one.
     pub(crate) base_commit: u64,
     pub(crate) wanted: Wanted,
@@ -136,6 +140,7 @@ impl Invocation {
             name,
             deadline,
             limit: Cell::new(None),
+            trace: Cell::new(None),
             base_commit,
             wanted,
             cancelled: Cell::new(None),
@@ -145,6 +150,11 @@ impl Invocation {
             reply: RefCell::default(),
             input: RefCell::new(Input { credit: WINDOW, over: false, waker: None }),
         }
+    }
+
+    /// It, as whose line of a log it is.
+    pub(crate) fn speaker(&self) -> Speaker {
+        Speaker { invocation: Arc::clone(&self.name), trace: self.trace.get() }
     }
 
     /// Whether it has an idempotency key.

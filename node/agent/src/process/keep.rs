@@ -128,6 +128,7 @@ async fn capture(home: &Rc<Home>, active: &Rc<Active>, quota: u64, patience: Dur
         body_bytes: policy.body_bytes,
         durability: Durability::Process,
         key: None,
+        trace: None,
         // Whoever waits is gone by then.
         deadline: Instant::now() + limit.time(),
         limit,

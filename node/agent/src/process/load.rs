@@ -14,7 +14,7 @@ use denizen_wire::{
 use rustix::net::SendFlags;
 
 use crate::deployed::Deployed;
-use crate::executor::{self, ControlReader};
+use crate::executor::{self, ControlReader, ControlWriter};
 use crate::logs::{Log, Stream};
 use crate::node::Node;
 use crate::pool::Taken;
@@ -173,8 +173,8 @@ impl Loading {
         {
             log.add(Stream::Log, None, line);
         }
-        let (control, stdio, life) = sandbox.into_parts();
-        let (reader, writer) = executor::control_pair(control).map_err(failed)?;
+        let (control, answers, stdio, life) = sandbox.into_parts();
+        let (reader, writer) = (ControlReader::adopt(answers).map_err(failed)?, ControlWriter::new(control));
         let output = Output::start(log, stdio).map_err(failed)?;
         let (life, link, log) = (Arc::new(life), Link::new(writer), Arc::clone(log));
         Ok(Loading { life, reader, link, output, log, prepared })

@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use denizen_image::Isolation;
 use denizen_sched::{Create, Epoch, ProcessName, Settled};
+use denizen_wire::{Header, Kind as Frame};
 use futures_channel::oneshot;
 use hyper::header::HeaderValue;
 
@@ -190,6 +191,15 @@ impl Process {
     pub(crate) fn shut(&self, number: u64) {
         if let Some(active) = self.sandbox() {
             active.direct.as_ref().map(|direct| direct.shut(number)).unwrap_or_default();
+        }
+    }
+
+    /// Has a connection's sandbox tell its client that its token expires within so many milliseconds.
+    pub(crate) fn caller_expires(&self, number: u64, within_ms: u32) {
+        if let Some(active) = self.sandbox()
+            && active.direct.as_ref().is_some_and(|direct| direct.has(number))
+        {
+            active.link.send_header(&Header { b: within_ms, ..Header::new(Frame::CallerExpires, number) });
         }
     }
 

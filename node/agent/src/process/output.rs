@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::net::RecvFlags;
 
 use crate::executor::{self, ControlReader, Pace};
-use crate::logs::{Log, Splitter, Stream};
+use crate::logs::{Log, Speaker, Splitter, Stream};
 use crate::process::active::Active;
 
 /// Calls in a row that printed nothing before a process counts as silent.
@@ -40,7 +40,7 @@ pub(crate) struct Output {
     /// Whose calls they are; nobody's while the plugin is loaded.
     active: RefCell<Weak<Active>>,
     silent_calls: Cell<u32>,
-    last_ended: RefCell<Option<(Arc<str>, Instant)>>,
+    last_ended: RefCell<Option<(Speaker, Instant)>>,
 }
 
 impl Output {
@@ -49,7 +49,7 @@ impl Output {
     /// # Errors
     /// Out of descriptors.
     pub(crate) fn start(log: &Arc<Log>, socket: OwnedFd) -> std::io::Result<Rc<Output>> {
-        let (reader, _) = executor::control_pair(rustix::io::fcntl_dupfd_cloexec(&socket, 0)?)?;
+        let reader = ControlReader::adopt(rustix::io::fcntl_dupfd_cloexec(&socket, 0)?)?;
         let output = Rc::new(Output {
             log: Arc::clone(log),
             socket,
@@ -68,12 +68,12 @@ impl Output {
     }
 
     /// Reads what was printed until now, while the call that ends is still on the table.
-    pub(crate) fn call_ends(&self, name: &Arc<str>) {
+    pub(crate) fn call_ends(&self, speaker: Speaker) {
         if self.silent_calls.get() < SILENT_AFTER {
             self.silent_calls.set(self.silent_calls.get() + 1);
             self.catch_up();
         }
-        *self.last_ended.borrow_mut() = Some((Arc::clone(name), Instant::now()));
+        *self.last_ended.borrow_mut() = Some((speaker, Instant::now()));
     }
 
     /// Reads what was printed until now.
@@ -111,7 +111,7 @@ impl Output {
     }
 
     /// The call that must have printed what comes now.
-    fn speaker(&self) -> Option<Arc<str>> {
+    fn speaker(&self) -> Option<Speaker> {
         let active = self.active.borrow().upgrade()?;
         if active.has_callers() {
             return None;
@@ -119,7 +119,7 @@ impl Output {
         match active.in_flight() {
             0 => {
                 let last = self.last_ended.borrow();
-                last.as_ref().filter(|(_, at)| at.elapsed() < JUST_ENDED).map(|(name, _)| Arc::clone(name))
+                last.as_ref().filter(|(_, at)| at.elapsed() < JUST_ENDED).map(|(speaker, _)| speaker.clone())
             }
             1 => active.only_call(),
             _ => None,

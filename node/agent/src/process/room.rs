@@ -1,57 +1,105 @@
-//! The room on the disk, watched while processes have sandboxes.
+//! Looks at segments, while there are sandboxes that could make theirs longer.
 //!
-//! A sandbox can write behind the ends of its segments ([`super::files::Shelf`]), and that is looked for every half minute. Until then it
-//! could take much of a disk that others need, so all are looked at sooner when room goes: what takes none hurts nobody. One look at the
-//! disk a second for each executor, and none while nothing runs there.
+//! A sandbox can write behind the ends of those of its segments that are shorter than its longest ([`super::files::Shelf`]), from a thread
+//! of its own and without a word to anybody. So they are looked at in turn, [`AT_ONCE`] sandboxes a second on each executor: all within
+//! half a minute where they are some hundreds, and never more work than that where they are thousands. Until it is a sandbox's turn it
+//! could take much of a disk that others need: so when room goes, all are looked at, and what takes none hurts nobody.
+//!
+//! A process of which all segments are of one length (every one that has little state) is not watched at all, because the system stops its
+//! writes at that length; while there are no others, nothing here runs.
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use crate::executor;
-use crate::home::Home;
-use crate::process::Active;
+use crate::process::segments::Segments;
+use crate::side::SideThread;
 
-/// How often the room is asked for.
+/// How often it is looked.
 const EVERY: Duration = Duration::from_secs(1);
+/// How many sandboxes are looked at each time.
+const AT_ONCE: usize = 16;
 /// Room has gone when there is less by one part in so many.
 const PART: u64 = 8;
 
 thread_local! {
-    /// Whether this executor watches.
-    static WATCHES: Cell<bool> = const { Cell::new(false) };
+    /// Those whose turn it is come first.
+    static WATCHED: RefCell<VecDeque<Weak<Segments>>> = RefCell::default();
+    /// Whether this executor looks.
+    static LOOKS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Watches for as long as processes of this executor have sandboxes. One has one now.
-pub(super) fn watch(home: &Rc<Home>) {
-    if !WATCHES.replace(true) {
-        executor::spawn(look_when_room_goes(Rc::clone(home)));
+/// Watches segments from now on, for as long as they could be made longer.
+pub(super) fn watch(segments: &Rc<Segments>, side: &SideThread) {
+    WATCHED.with_borrow_mut(|watched| watched.push_back(Rc::downgrade(segments)));
+    if !LOOKS.replace(true) {
+        executor::spawn(look_in_turn(side.clone()));
     }
 }
 
-async fn look_when_room_goes(home: Rc<Home>) {
+async fn look_in_turn(side: SideThread) {
     let mut room = Room::default();
     loop {
-        let root = home.node.dir.root().to_owned();
-        let Ok(free) = home.node.segments.run(move || rustix::fs::statvfs(&root)).await else { break };
-        let gone = free.is_ok_and(|disk| room.has_gone(disk.f_bavail.saturating_mul(disk.f_frsize)));
-        if gone {
-            for active in serving(&home) {
-                active.segments.look().await;
-            }
+        let Some(free) = look_at_some(&side).await else { break };
+        if room.has_gone(free) {
+            look_at_all(&side).await;
         }
         executor::sleep(EVERY).await;
-        // Not before: the first one is about to serve.
-        if serving(&home).is_empty() {
+    }
+    LOOKS.set(false);
+}
+
+/// Looks at those whose turn it is. The free bytes on the disk; `None` where nobody is watched.
+async fn look_at_some(side: &SideThread) -> Option<u64> {
+    let turn = next_turn();
+    let looks: Vec<_> = turn.iter().map(|segments| segments.to_look_at()).collect();
+    if looks.is_empty() {
+        return None;
+    }
+    let looked = side.run(move || {
+        let free = looks.first().and_then(|first| first.disk_free());
+        (free, looks.into_iter().map(|to_look_at| to_look_at.look()).collect::<Vec<_>>())
+    });
+    let (free, found) = looked.await.ok()?;
+    for (segments, stretched) in turn.iter().zip(found) {
+        stretched.into_iter().for_each(|stretched| segments.breaks(stretched));
+        go_on_watching(segments);
+    }
+    // Where it cannot be asked none has gone.
+    Some(free.unwrap_or(u64::MAX))
+}
+
+/// Each of them once, in pieces: who wants another segment waits for no more than one of these.
+async fn look_at_all(side: &SideThread) {
+    let rounds = WATCHED.with_borrow(VecDeque::len).div_ceil(AT_ONCE);
+    for _ in 0..rounds {
+        if look_at_some(side).await.is_none() {
             break;
         }
     }
-    WATCHES.set(false);
 }
 
-fn serving(home: &Home) -> Vec<Rc<Active>> {
-    let processes = home.apps().into_iter().flat_map(|app| app.processes());
-    processes.filter_map(|process| process.serving()).collect()
+/// Takes those out that are looked at next.
+fn next_turn() -> Vec<Rc<Segments>> {
+    WATCHED.with_borrow_mut(|watched| {
+        let mut turn = Vec::new();
+        while turn.len() < AT_ONCE
+            && let Some(next) = watched.pop_front()
+        {
+            turn.extend(next.upgrade().filter(|segments| !segments.is_over()));
+        }
+        turn
+    })
+}
+
+fn go_on_watching(segments: &Rc<Segments>) {
+    let still = segments.can_stretch() && !segments.is_over();
+    segments.watched.set(still);
+    if still {
+        WATCHED.with_borrow_mut(|watched| watched.push_back(Rc::downgrade(segments)));
+    }
 }
 
 /// The free bytes that were seen when it was looked last, or since, if that was more.

@@ -8,9 +8,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use denizen_engine::MAX_SEGMENT_LEN;
 use denizen_engine::offline::commits_possible;
@@ -22,13 +21,11 @@ use crate::process::end::Killing;
 use crate::process::files::{Bounds, Handed, Refused, Shelf};
 use crate::process::invocation::Broken;
 use crate::process::link::Link;
+use crate::process::room;
 use crate::side::SideThread;
 
 /// Spares that may be on their way: the next one, and a larger one that a commit needs now.
 const MOST_WANTED: usize = 2;
-
-/// How often it is looked whether a sandbox has written behind the ends of its segments, beside every time that it wants another.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// Lets a sandbox write to files as long as this, in bytes.
 type Reach = Box<dyn Fn(u64) -> std::io::Result<()>>;
@@ -48,9 +45,39 @@ pub(crate) struct Segments {
     wanted: RefCell<VecDeque<u64>>,
     answering: Cell<bool>,
     shelf: Arc<Mutex<Shelf>>,
+    /// It could write behind the ends of its segments: [`Shelf::can_be_stretched`] after the last job that knew.
+    can_stretch: Arc<AtomicBool>,
+    /// It is among those that [`room`] looks at.
+    pub(super) watched: Cell<bool>,
     /// Jobs on the side thread that are not done.
     pending: Arc<AtomicUsize>,
     side: SideThread,
+}
+
+/// The segments of a sandbox, to be looked at on the side thread.
+pub(super) struct ToLookAt {
+    shelf: Arc<Mutex<Shelf>>,
+    can_stretch: Arc<AtomicBool>,
+    counted: Pending,
+}
+
+/// A segment that is not as long as it was made, and its length.
+pub(super) type Stretched = (u64, u64);
+
+impl ToLookAt {
+    /// Looks. Blocks.
+    pub(super) fn look(self) -> Option<Stretched> {
+        let shelf = lock(&self.shelf);
+        let stretched = shelf.stretched();
+        self.can_stretch.store(shelf.can_be_stretched(), Ordering::Release);
+        drop((shelf, self.counted));
+        stretched
+    }
+
+    /// Bytes that are free on the disk under them. Blocks.
+    pub(super) fn disk_free(&self) -> Option<u64> {
+        lock(&self.shelf).disk_free()
+    }
 }
 
 impl Segments {
@@ -69,6 +96,8 @@ impl Segments {
             sandbox: RefCell::default(),
             present: RefCell::new(present),
             last_commit: Cell::new(shelf.last_commit()),
+            can_stretch: Arc::new(AtomicBool::new(shelf.can_be_stretched())),
+            watched: Cell::new(false),
             wanted: RefCell::default(),
             answering: Cell::new(false),
             shelf: Arc::new(Mutex::new(shelf)),
@@ -77,13 +106,24 @@ impl Segments {
         })
     }
 
-    /// Ends `active` when it breaks a rule that only a look at the disk shows, and looks from time to time.
+    /// Ends `active` when it breaks a rule that only a look at the disk shows; from now on there are such looks.
     pub(crate) fn belongs_to(self: &Rc<Segments>, active: &Rc<Active>) {
         *self.sandbox.borrow_mut() = Rc::downgrade(active);
-        executor::spawn(look_at_times(Rc::downgrade(self)));
+        self.watch_if_need_be();
     }
 
-    fn breaks(&self, (id, bytes): (u64, u64)) {
+    fn watch_if_need_be(self: &Rc<Segments>) {
+        if self.can_stretch() && !self.is_over() && !self.watched.replace(true) {
+            room::watch(self, &self.side);
+        }
+    }
+
+    /// Whether nobody has to look any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.sandbox.borrow().upgrade().is_none_or(|active| active.is_ending())
+    }
+
+    pub(super) fn breaks(&self, (id, bytes): Stretched) {
         let broken = format!("it wrote behind the end of segment {id}, which is {bytes} bytes long now");
         self.broken.borrow_mut().get_or_insert_with(|| broken.clone());
         if let Some(active) = self.sandbox.borrow().upgrade() {
@@ -91,17 +131,15 @@ impl Segments {
         }
     }
 
-    /// Looks whether it has written behind the ends of its segments.
-    pub(crate) async fn look(&self) {
-        let (shelf, counted) = (Arc::clone(&self.shelf), Pending::new(&self.pending));
-        let looked = self.side.run(move || {
-            let stretched = lock(&shelf).stretched();
-            drop(counted);
-            stretched
-        });
-        if let Ok(Some(stretched)) = looked.await {
-            self.breaks(stretched);
-        }
+    /// For a look whether it has written behind the ends of its segments.
+    pub(super) fn to_look_at(&self) -> ToLookAt {
+        let (shelf, can_stretch) = (Arc::clone(&self.shelf), Arc::clone(&self.can_stretch));
+        ToLookAt { shelf, can_stretch, counted: Pending::new(&self.pending) }
+    }
+
+    /// Whether it could write behind the ends of its segments.
+    pub(super) fn can_stretch(&self) -> bool {
+        self.can_stretch.load(Ordering::Acquire)
     }
 
     /// Whether its log can have a commit of this number, by the room that there was for it.
@@ -215,10 +253,12 @@ async fn answer(segments: Rc<Segments>) {
     loop {
         let Some(bytes) = segments.wanted.borrow().front().copied() else { break };
         let (shelf, counted) = (Arc::clone(&segments.shelf), Pending::new(&segments.pending));
+        let can_stretch = Arc::clone(&segments.can_stretch);
         let made = segments.side.run(move || {
             let mut shelf = lock(&shelf);
             let stretched = shelf.stretched();
             let made = if stretched.is_none() { Some(shelf.spare(bytes)) } else { None };
+            can_stretch.store(shelf.can_be_stretched(), Ordering::Release);
             drop(counted);
             (made, stretched)
         });
@@ -228,7 +268,10 @@ async fn answer(segments: Rc<Segments>) {
             break;
         }
         match made {
-            Ok((Some(made), _)) => segments.answered(made),
+            Ok((Some(made), _)) => {
+                segments.watch_if_need_be();
+                segments.answered(made);
+            }
             Ok((None, stretched)) => {
                 stretched.into_iter().for_each(|stretched| segments.breaks(stretched));
                 segments.refuse(SpareRefusal::OverLimit);
@@ -237,17 +280,6 @@ async fn answer(segments: Rc<Segments>) {
         }
     }
     segments.answering.set(false);
-}
-
-async fn look_at_times(segments: Weak<Segments>) {
-    loop {
-        executor::sleep(LOOK_EVERY).await;
-        let Some(segments) = segments.upgrade() else { break };
-        if segments.sandbox.borrow().upgrade().is_none_or(|active| active.is_ending()) {
-            break;
-        }
-        segments.look().await;
-    }
 }
 
 fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
@@ -317,7 +349,7 @@ mod tests {
     /// The segments of a new process, and its end of the socket.
     fn segments(dir: &std::path::Path) -> (Rc<Segments>, u64, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let (_reader, writer) = executor::control_pair(ours.into()).unwrap();
+        let writer = executor::ControlWriter::new(ours.into());
         let node = Dir::open(dir).unwrap();
         let stock = Stock::open(node.stock(), 0).unwrap();
         let whose = Whose { app: "a".to_owned(), process: "p".to_owned(), born: Epoch::new(1) };
@@ -361,8 +393,14 @@ mod tests {
 
     async fn answered(segments: &Segments) {
         while segments.answering.get() {
-            executor::sleep(Duration::from_millis(1)).await;
+            executor::sleep(std::time::Duration::from_millis(1)).await;
         }
+    }
+
+    async fn look(segments: &Segments) {
+        let to_look_at = segments.to_look_at();
+        let stretched = segments.side.run(|| to_look_at.look()).await.unwrap();
+        stretched.into_iter().for_each(|stretched| segments.breaks(stretched));
     }
 
     #[test]
@@ -373,7 +411,7 @@ mod tests {
             let path = dir.path().join(format!("state/a/p.state/segment-{first:016x}.log"));
             let file = std::fs::File::options().write(true).open(path).unwrap();
             let made = file.metadata().unwrap().len();
-            segments.look().await;
+            look(&segments).await;
             assert_eq!(*segments.broken.borrow(), None);
             std::os::unix::fs::FileExt::write_all_at(&file, b"x", made).unwrap();
             segments.want(1).unwrap();
@@ -382,7 +420,7 @@ mod tests {
             assert_eq!((refused.kind, files.len()), (Kind::SpareRefused, 0));
             let broken = segments.broken.take().expect("it was not found");
             assert!(broken.contains("behind the end"), "{broken}");
-            segments.look().await;
+            look(&segments).await;
             assert!(segments.broken.take().is_some(), "only who wants another is looked at");
             segments.settle().await;
             assert_eq!(file.metadata().unwrap().len(), made, "what was too much stays on the disk");

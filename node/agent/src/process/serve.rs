@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use denizen_protocol::TraceParent;
 use denizen_sched::{Create, Epoch};
 use denizen_wire::{CallHead, Durability, Header, Kind as Frame};
 use hyper::body::Bytes;
@@ -30,6 +31,7 @@ pub(crate) struct Asked<'a> {
     pub(crate) durability: Durability,
     /// The idempotency key.
     pub(crate) key: Option<&'a str>,
+    pub(crate) trace: Option<TraceParent>,
     pub(crate) create: Create,
     pub(crate) body: Source,
 }
@@ -88,6 +90,8 @@ pub(super) struct Order<'a> {
     pub(super) durability: Durability,
     /// The idempotency key.
     pub(super) key: Option<&'a str>,
+    /// The trace that it belongs to.
+    pub(super) trace: Option<TraceParent>,
     pub(super) deadline: Instant,
     /// Why then.
     pub(super) limit: Limit,
@@ -104,7 +108,7 @@ pub(crate) async fn call(
 ) -> Result<Replied, Problem> {
     let begun = Instant::now();
     let mut process = Rc::clone(process);
-    let Asked { function, content_type, deadline, durability, key, create, body } = asked;
+    let Asked { function, content_type, deadline, durability, key, trace, create, body } = asked;
     let policy = process.app.image();
     let policy = policy.function(process.app.name.as_str(), function)?;
     let limit = Limit { image: policy.deadline, caller: deadline };
@@ -132,6 +136,7 @@ pub(crate) async fn call(
             body_bytes: own.body_bytes,
             durability,
             key,
+            trace,
             deadline,
             limit,
         };
@@ -161,6 +166,10 @@ pub(super) async fn attempt(
     let wanted = Wanted::Reply { level: order.durability, keyed: order.key.is_some() };
     let call = begin(home, active, order.deadline, wanted)?;
     call.limit.set(Some(order.limit));
+    call.trace.set(order.trace);
+    if let Some(trace) = order.trace {
+        tracing::debug!(invocation = %call.name, traceparent = %trace, "a call that is traced begins");
+    }
     let owned = Owned { active: Rc::clone(active), call: Rc::clone(&call) };
     send(active, &call, order, input)?;
     let rest = input.rest.take();
@@ -211,8 +220,10 @@ fn begin(
 
 fn send(active: &Rc<Active>, call: &Rc<Invocation>, order: Order<'_>, input: &Input) -> Result<(), Problem> {
     let mut head = Vec::with_capacity(64);
-    let encoded = CallHead { content_type: order.content_type, invocation: &call.name, key: order.key }
-        .encode(&mut head);
+    let trace = order.trace.map(|trace| trace.to_bytes());
+    let call_head =
+        CallHead { content_type: order.content_type, invocation: &call.name, key: order.key, trace };
+    let encoded = call_head.encode(&mut head);
     encoded.map_err(|error| Problem::new(Kind::BadHeader, format!("Content-Type: {error}")))?;
     let left = call.deadline.saturating_duration_since(Instant::now());
     // 0 would mean no deadline.

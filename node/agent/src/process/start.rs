@@ -1,9 +1,9 @@
 //! The start of a process: claimed, given a sandbox and its state, loaded, and told about.
 //!
 //! The claim and the making of a sandbox overlap, and so do the loading of the plugin and the writing of the claim. No call is begun
-//! before the claim is durable. Where the state comes from the swap store, that the process is active is durable before that, too. Where
-//! it lies on the node, this and the names of its segments are written while it serves ([`super::lasting`]): a crash of the node takes
-//! none of it back, and what a loss of power may take is nothing that anybody was promised.
+//! before the claim is durable. That the process is active, and the names of its segments, are written while it serves
+//! ([`super::lasting`]): a crash of the node takes none of it back, and what a loss of power may take is nothing that anybody was
+//! promised. Only where the state is a copy of what still lies in the swap store must the record point to the copy before a call begins.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -29,7 +29,7 @@ use crate::process::failure::short;
 use crate::process::files::{Bounds, Names, Shelf};
 use crate::process::load::{self, Loaded, Loading, NotLoaded};
 use crate::process::segments::Segments;
-use crate::process::{Process, Stage, Suspicion, files, keep, room, stop};
+use crate::process::{Process, Stage, Suspicion, files, keep, stop};
 
 /// Starts a process. The caller has its turn.
 ///
@@ -120,12 +120,11 @@ async fn load(
     let image = image_of(process, &claim)?;
     let durable_at_least = claim.durable.max(process.durable.get());
     let given = give_state(home, process, &claim, &image, durable_at_least, sandbox).await?;
-    let Given { sandbox, ring, shelf, present, names } = given;
+    let Given { sandbox, ring, shelf, present, names, copied } = given;
     let loading = Loading::adopt(sandbox, &process.log)?;
-    let swapped_in = matches!(claim.origin, Origin::Swapped { .. });
     let written = write_down(home, process, claim.epoch, names);
-    // State from the swap store: first the record points away from there.
-    let (now, later) = if swapped_in { (Some(written), None) } else { (None, Some(written)) };
+    // First the record points away from what was copied.
+    let (now, later) = if copied { (Some(written), None) } else { (None, Some(written)) };
     let now = async {
         match now {
             Some(written) => written.await,
@@ -150,8 +149,8 @@ async fn load(
             format!("the sandbox says that its last commit is {found}, and {durable_at_least} was durable");
         return Err(Problem::new(Kind::SandboxMisbehaved, text));
     }
-    if swapped_in {
-        // The record points to the local segments now.
+    if matches!(claim.origin, Origin::Swapped { .. }) {
+        // What counts is not there any more: it was moved, or the record points to its copy.
         let paths = node.dir.process(process.app.name.as_str(), process.name.as_str());
         process.copying(home).later(move || drop(files::remove_swapped(&paths, None)));
     }
@@ -210,6 +209,8 @@ struct Given {
     shelf: Shelf,
     present: BTreeSet<u64>,
     names: Names,
+    /// See [`files::Opened::copied`].
+    copied: bool,
 }
 
 /// Opens the state and sends the assignment, on a side thread: a copy, from the swap store or of suspect files, takes long, and gets
@@ -235,8 +236,12 @@ async fn give_state(
     let copies = matches!(origin, Origin::Swapped { .. }) || process.suspicion.get() == Suspicion::Marked;
     let side = if copies { process.copying(home) } else { &node.assigning };
     let (stock, pool) = (node.stock.clone(), node.pool.clone());
+    let has_files = image.files_bytes() > 0;
     let work = move || {
-        let opened = files::open(&paths, &whose, epoch, origin, durable_at_least, bounds, &stock)?;
+        let mut opened = files::open(&paths, &whose, epoch, origin, durable_at_least, bounds, &stock)?;
+        if has_files {
+            opened.shelf.beside_files();
+        }
         assignment.segments = u32::try_from(opened.log.len()).unwrap_or(u32::MAX);
         let spares = [opened.spare];
         assignment.spares = 1;
@@ -250,7 +255,7 @@ async fn give_state(
             None => load::assign(&sandbox.sandbox, &assignment, cpu, &opened.log, &spares)?,
         }
         let present = opened.log.iter().chain(&spares).map(|segment| segment.id).collect();
-        Ok(Given { sandbox, ring, shelf: opened.shelf, present, names: opened.names })
+        Ok(Given { sandbox, ring, shelf: opened.shelf, present, names: opened.names, copied: opened.copied })
     };
     side.run(work).await.unwrap_or_else(|error| Err(Problem::new(Kind::ShuttingDown, error.to_string())))
 }
@@ -282,7 +287,6 @@ fn serve(
     }
     active.output.belongs_to(&active);
     active.segments.belongs_to(&active);
-    room::watch(home);
     executor::spawn(attend(Rc::clone(&active), reader, frames));
     executor::spawn(watch(Rc::clone(home), Rc::clone(process), Rc::clone(&active), seat));
     active

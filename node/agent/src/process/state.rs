@@ -168,6 +168,7 @@ impl Process {
                     body_bytes: policy.body_bytes,
                     durability,
                     key: None,
+                    trace: None,
                     deadline,
                     limit: whose,
                 };

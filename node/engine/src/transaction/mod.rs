@@ -295,6 +295,11 @@ impl Transaction {
         self.writes.rollback(savepoint.0)
     }
 
+    /// Whether there is nothing to commit.
+    pub fn is_unchanged(&self) -> bool {
+        Table::ALL.into_iter().all(|table| self.writes.table(table).is_empty())
+    }
+
     /// Makes all changes so far permanent, as one record, and begins anew; open savepoints end. Returns the number of the commit, which is
     /// a new one only if there was a change. What was handed out before stays good. It is at level `process` then; wait for more with
     /// [`Engine::wait`].

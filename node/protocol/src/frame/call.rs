@@ -142,7 +142,8 @@ impl<'a> CallHead<'a> {
                     let key = text::visible(value, MAX_IDEMPOTENCY_KEY);
                     call.idempotency_key = fields.text("idempotency key", key)?;
                 }
-                TRACEPARENT => call.traceparent = Some(TraceParent::from_bytes(value).ok_or_else(bad_trace)?),
+                // What is no trace is none: the standard has whoever gets it go on without.
+                TRACEPARENT => call.traceparent = TraceParent::from_bytes(value),
                 other => fields.unknown(other)?,
             }
         }
@@ -195,11 +196,7 @@ const fn number(durability: Durability) -> u8 {
 }
 
 fn bad_trace() -> Violation {
-    Violation::BadField {
-        kind: Kind::Call,
-        field: "traceparent",
-        why: "it is not 25 bytes, or an id is all zero",
-    }
+    Violation::BadField { kind: Kind::Call, field: "traceparent", why: "an id is all zero" }
 }
 
 /// Why a caller cancels.

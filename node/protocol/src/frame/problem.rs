@@ -8,7 +8,7 @@ use denizen_abi::{Blame, Retry};
 use crate::fields::{
     ADDRESS, CAUSE, DETAIL, FieldReader, FrameWriter, INVOCATION, PROBLEM, PROCESS, REMEDY, u64_in, zero_from,
 };
-use crate::header::{Header, Kind};
+use crate::header::{FLAG_REPLAYED, Header, Kind};
 use crate::limits::{MAX_ADDRESS, MAX_CAUSE, MAX_DETAIL, MAX_INVOCATION_ID, MAX_REMEDY};
 use crate::text;
 use crate::violation::Violation;
@@ -53,6 +53,8 @@ kinds! {
     KEY_REUSED = "key-reused" Caller Never;
     /// An earlier call with the same idempotency key runs, and this one has waited for it until its deadline.
     IN_PROGRESS = "in-progress" Caller Safe;
+    /// An earlier call with the same idempotency key has committed in the middle, and was cut off before its end.
+    INTERRUPTED = "interrupted" Host Unknown;
     /// On an unbound connection: a call with an idempotency key names no process.
     PROCESS_NEEDED = "process-needed" Caller Never;
     /// The caller cancelled, or its connection ended.
@@ -96,6 +98,8 @@ pub struct Problem {
     pub invocation: Option<String>,
     /// Where to go instead, for [`MOVED`].
     pub address: Option<String>,
+    /// It is how an earlier call with the same idempotency key failed.
+    pub replayed: bool,
 }
 
 impl Problem {
@@ -114,6 +118,7 @@ impl Problem {
             process: None,
             invocation: None,
             address: None,
+            replayed: false,
         }
     }
 
@@ -142,6 +147,7 @@ impl Problem {
         prose(&mut frame, CAUSE, self.cause.as_ref(), MAX_CAUSE);
         prose(&mut frame, REMEDY, self.remedy.as_ref(), MAX_REMEDY);
         frame.finish(Header {
+            flags: if self.replayed { FLAG_REPLAYED } else { 0 },
             a: self.blame.as_u32() | self.retry.as_u32() << 8,
             b: self.retry_after_ms,
             c: self.epoch,
@@ -160,6 +166,7 @@ impl Problem {
             retry_after_ms: header.b,
             epoch: header.c,
             commit: u64_in(fixed, 0),
+            replayed: header.flags & FLAG_REPLAYED != 0,
             ..Problem::new("", blame, retry)
         };
         while let Some((tag, value)) = fields.next()? {

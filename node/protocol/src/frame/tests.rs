@@ -146,9 +146,11 @@ proptest! {
         (retry_after_ms, epoch, commit) in any::<(u32, u64, u64)>(), detail in of(prose(MAX_DETAIL)),
         cause in of(prose(MAX_CAUSE)), remedy in of(prose(MAX_REMEDY)), process in of(name()),
         invocation in of(visible(MAX_INVOCATION_ID)), address in of(visible(MAX_ADDRESS)), id in any::<u64>(),
+        replayed in any::<bool>(),
     ) {
         let problem = Problem {
             kind, blame, retry, retry_after_ms, epoch, commit, detail, cause, remedy, process, invocation, address,
+            replayed,
         };
         let mut bytes = Vec::new();
         problem.encode(id, &mut bytes).unwrap();

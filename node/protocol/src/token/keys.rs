@@ -5,9 +5,11 @@
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
-use super::base64;
+use super::prefixed;
 use crate::limits::MAX_KEYS;
 
 /// Bytes of a [`KeyId`].
@@ -43,7 +45,7 @@ impl SecretKey {
 
     /// The text form, `dzs1_...`: keep it secret.
     pub fn to_secret_text(&self) -> String {
-        base64::encode(SECRET_PREFIX, self.0.as_bytes())
+        prefixed(SECRET_PREFIX, self.0.as_bytes())
     }
 
     /// From the text form; blanks around it do not matter.
@@ -98,7 +100,7 @@ impl PublicKey {
 /// The text form.
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&base64::encode(PUBLIC_PREFIX, self.0.as_bytes()))
+        f.write_str(&prefixed(PUBLIC_PREFIX, self.0.as_bytes()))
     }
 }
 
@@ -164,5 +166,5 @@ impl KeyRing {
 
 fn key_bytes(text: &str, prefix: &str) -> Option<[u8; KEY_LEN]> {
     let body = text.trim().strip_prefix(prefix).filter(|body| body.len() == 43)?;
-    base64::decode(body)?.try_into().ok()
+    BASE64_URL_SAFE_NO_PAD.decode(body).ok()?.try_into().ok()
 }

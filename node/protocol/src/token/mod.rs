@@ -9,10 +9,12 @@
 //! is any) and their names, sorted | signature, 64 bytes, over [`DOMAIN`] and everything before it. The text form is
 //! [`TOKEN_PREFIX`] and URL-safe base64 without padding.
 
-mod base64;
 mod keys;
 
 pub use keys::{KEY_ID_LEN, KeyId, KeyRing, KeyRingError, PublicKey, SecretKey};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 use crate::limits::{MAX_TOKEN, MAX_TOKEN_FUNCTIONS};
 use crate::text;
@@ -281,7 +283,7 @@ pub fn key_id(token: &[u8]) -> Result<KeyId, Refusal> {
 
 /// The text form of a token.
 pub fn to_text(token: &[u8]) -> String {
-    base64::encode(TOKEN_PREFIX, token)
+    prefixed(TOKEN_PREFIX, token)
 }
 
 /// The binary form of a token from its text; blanks around it do not matter. It is not verified.
@@ -294,7 +296,14 @@ pub fn from_text(text: &str) -> Result<Vec<u8>, Refusal> {
     if body.len() > MAX_TOKEN.div_ceil(3) * 4 {
         return Err(Refusal::Malformed("it is over its limit"));
     }
-    base64::decode(body).ok_or(Refusal::Malformed("it is not URL-safe base64"))
+    BASE64_URL_SAFE_NO_PAD.decode(body).map_err(|_| Refusal::Malformed("it is not URL-safe base64"))
+}
+
+/// `prefix`, and `bytes` behind it.
+fn prefixed(prefix: &str, bytes: &[u8]) -> String {
+    let mut out = String::from(prefix);
+    BASE64_URL_SAFE_NO_PAD.encode_string(bytes, &mut out);
+    out
 }
 
 fn signed(token: &[u8]) -> Vec<u8> {

@@ -172,7 +172,7 @@ fn texts_go_through_and_back() {
 
 #[test]
 fn a_key_that_signs_anything_is_not_taken() {
-    let identity = base64::encode("dzp1_", &{
+    let identity = prefixed("dzp1_", &{
         let mut point = [0; 32];
         point[0] = 1;
         point
@@ -191,7 +191,23 @@ fn a_ring_is_bounded_and_has_no_two_keys_of_one_id() {
     assert_eq!(ring.keys().len(), MAX_KEYS);
 }
 
+#[test]
+fn what_is_not_quite_base64_is_no_token() {
+    assert_eq!(from_text("dzt1_-_8"), Ok(vec![0xFB, 0xFF]));
+    for bad in ["Z", "Zg==", "Zh", "Zm9v\nZg", "+/8"] {
+        assert!(from_text(&format!("dzt1_{bad}")).is_err(), "{bad}");
+    }
+}
+
 proptest! {
+    /// Two texts of one token would pass a list of those that are revoked, or be counted as two.
+    #[test]
+    fn there_is_one_text_for_given_bytes(text in "dzt1_[A-Za-z0-9_=+-]{0,12}") {
+        if let Ok(bytes) = from_text(&text) {
+            prop_assert_eq!(to_text(&bytes), text);
+        }
+    }
+
     #[test]
     fn any_bytes_get_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..300), named in any::<bool>()) {
         let mut bytes = bytes;

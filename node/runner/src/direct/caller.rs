@@ -61,6 +61,8 @@ pub(super) struct Talk {
     pub(super) moved: Instant,
     /// Ready to be parked once everything is sent, at the latest then.
     pub(super) parting: Option<Parting>,
+    /// Its client was told that it ends with the last call that runs.
+    pub(super) leaving: bool,
 }
 
 /// A call whose input is still coming.
@@ -209,6 +211,7 @@ impl Caller {
             gone: false,
             moved: Instant::now(),
             parting: None,
+            leaving: false,
         };
         Caller { number, slot, terms, talk: Mutex::new(talk) }
     }
@@ -222,6 +225,11 @@ impl Talk {
     /// Nothing runs for it, and nothing is to be sent.
     pub(super) fn is_quiet(&self) -> bool {
         self.calls.is_empty() && self.assembling.is_empty() && self.out.is_empty()
+    }
+
+    /// Its client was told that it ends, and nothing keeps it any more.
+    pub(super) fn has_left(&self) -> bool {
+        self.leaving && !self.gone && self.is_quiet()
     }
 
     /// Bytes that wait for nothing but that the caller reads. Replies without credit are not among them: to get that it has to be read.

@@ -155,7 +155,8 @@ impl Runner {
             uncounted: AtomicU64::new(0),
             cut_off: AtomicBool::new(false),
         };
-        let inbox = Arc::new(Inbox::of_direct(came.checked_add(time), limit, ours));
+        let inbox = Inbox::of_direct(came.checked_add(time), limit, ours);
+        let inbox = Arc::new(inbox.of_trace(head.traceparent));
         let call = Call {
             id: number,
             function,
@@ -335,7 +336,7 @@ impl Runner {
                 let problem = self.problem_of(failure, &call.invocation, self.last_commit());
                 self.fail_call(&mut talk, id, &problem);
                 drop(talk);
-                self.buffers().give_back(body);
+                self.give_back(body);
                 self.forget_unbegun(call.id);
                 Next::Goes
             }
@@ -397,7 +398,7 @@ impl Runner {
     ) {
         let Some(ours) = &inbox.direct else { return };
         if let Some(Assembling { body, .. }) = assembling {
-            self.buffers().give_back(body);
+            self.give_back(body);
             return self.forget_unbegun(ours.number);
         }
         if let Some((_, next)) = self.withdraw(ours.number, CancelReason::CallerGone) {
@@ -417,7 +418,7 @@ impl Runner {
             input
         };
         if let Some(Assembling { body, .. }) = assembling {
-            self.buffers().give_back(body);
+            self.give_back(body);
             return self.end_unbegun(inbox, ours, cancelled_before_start(reason));
         }
         if let Some((failure, next)) = self.withdraw(ours.number, reason) {
@@ -446,7 +447,7 @@ impl Runner {
             talk.calls.remove(&id);
             let problem = self.problem_of(draining(), &call.invocation, self.last_commit());
             self.fail_call(&mut talk, id, &problem);
-            self.buffers().give_back(body);
+            self.give_back(body);
             ended.push(call.id);
         }
         talk.pouring = false;

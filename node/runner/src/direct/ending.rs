@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use denizen_protocol::{Problem, Violation};
+use denizen_protocol::{Drain, DrainReason, Problem, Violation};
 use denizen_wire::{AtRest, CallerEnd, Header, Kind};
 
 use super::caller::{Caller, Parting, Talk};
@@ -45,6 +45,18 @@ impl Runner {
         self.flush(caller, &mut talk);
         drop(talk);
         self.end_caller(caller, CallerEnd::Violation, reading);
+    }
+
+    /// The token of a connection expires: it ends with the last call that runs, and its client is told.
+    pub(crate) fn caller_expires(&'static self, header: &Header, reading: &Reading) {
+        let found = reading.callers.iter().flatten().find(|caller| caller.number == header.id);
+        let Some(caller) = found.cloned() else { return };
+        let mut talk = caller.talk();
+        let notice = Drain { within_ms: header.b, ..Drain::new(DrainReason::TokenExpires) };
+        let Talk { protocol, out, leaving, .. } = &mut *talk;
+        *leaving |= protocol.drain(&notice, out.end()).is_ok();
+        drop(talk);
+        self.flush_one(&caller);
     }
 
     /// Lets go of a connection; its calls are told that nobody waits for them.
@@ -126,15 +138,19 @@ impl Runner {
             drop(talk);
             return self.end_caller(caller, CallerEnd::Broken, reading);
         }
+        if talk.has_left() {
+            drop(talk);
+            return self.end_caller(caller, CallerEnd::Closed, reading);
+        }
         let sent = talk.out.is_empty();
         let parting = talk.parting.as_mut().filter(|_| sent);
         match parting.and_then(|parting| parting.parked.take()) {
             Some((parked, mut residue)) => {
                 residue.append(&mut talk.kept);
-                let taken = talk.taken;
+                let (taken, moved) = (talk.taken, talk.moved);
                 self.leave_slot(caller, &mut talk, reading);
                 drop(talk);
-                self.send_parked(caller, &parked.encode(), &residue, taken);
+                self.send_parked(caller, &parked.encode(), &residue, taken, moved);
             }
             None if late => {
                 drop(talk);
@@ -144,7 +160,7 @@ impl Runner {
         }
     }
 
-    fn send_parked(&self, caller: &Caller, record: &[u8], residue: &[u8], taken: u64) {
+    fn send_parked(&self, caller: &Caller, record: &[u8], residue: &[u8], taken: u64, moved: Instant) {
         let mut payload = Vec::new();
         if let Err(error) = (AtRest { record, residue }).encode(&mut payload) {
             // It cannot be: what is kept is bounded by what is read at a time.
@@ -157,7 +173,13 @@ impl Runner {
             let _ = self.link.send_frame(&done.encode());
             return;
         }
-        let header = Header { c: taken, a: caller.slot, ..Header::new(Kind::CallerParked, caller.number) };
+        let still_ms = u32::try_from(moved.elapsed().as_millis()).unwrap_or(u32::MAX);
+        let header = Header {
+            a: caller.slot,
+            b: still_ms,
+            c: taken,
+            ..Header::new(Kind::CallerParked, caller.number)
+        };
         let header = header.with_payload(payload.len()).encode();
         let mut pieces = [std::io::IoSlice::new(&header), std::io::IoSlice::new(&payload)];
         if self.link.send(&mut pieces).is_err() {

@@ -12,6 +12,7 @@ mod caller;
 mod calls;
 mod ending;
 mod policy;
+mod portions;
 mod problems;
 mod sending;
 mod waiting;
@@ -27,6 +28,7 @@ use denizen_wire::{Assignment, Header, Kind, direct_id, direct_name, is_direct};
 use self::caller::{Caller, Talk};
 use self::policy::Policies;
 pub(crate) use self::waiting::Reading;
+use crate::buffers::{Body, QUIET};
 use crate::declare::Function;
 use crate::inbox::Inbox;
 use crate::locked;
@@ -34,6 +36,8 @@ use crate::serve::Runner;
 
 /// Bodies up to this many bytes are copied into a frame; larger ones are sent and received where they lie.
 const SMALL: usize = 16 << 10;
+/// The part of a process's memory that may be blocks of bodies which nobody needs at the moment: one in so many.
+const KEPT_SHARE: u64 = 8;
 /// How often the leader looks at calls that nobody watches.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -90,6 +94,8 @@ pub(crate) struct Direct {
     /// Bytes of bodies that are kept or will be, and the most of them.
     reserved: AtomicU64,
     most_reserved: u64,
+    /// Bytes of blocks of bodies that are kept beside, for those that come.
+    most_kept: usize,
     /// Calls that wait for some of them.
     starved: Mutex<Vec<Arc<Inbox>>>,
     starving: AtomicBool,
@@ -123,6 +129,7 @@ impl Direct {
             open: AtomicUsize::new(0),
             reserved: AtomicU64::new(0),
             most_reserved: share.max(limits.body_bytes.max(limits.reply_bytes).min(2 * share)),
+            most_kept: usize::try_from(limits.memory_bytes / KEPT_SHARE).unwrap_or(usize::MAX),
             starved: Mutex::default(),
             starving: AtomicBool::new(false),
             gathered: Mutex::default(),
@@ -205,8 +212,8 @@ impl Direct {
             return;
         }
         let mut gathered = locked(&self.gathered);
-        // What is answered came then, or later.
-        gathered.since.get_or_insert(talk.moved);
+        // Not since it came: of many who are read together the last would not be gathered at all, but sent one by one.
+        gathered.since.get_or_insert_with(Instant::now);
         gathered.callers.push(caller.clone());
         self.has_gathered.store(true, SeqCst);
     }
@@ -245,6 +252,13 @@ impl Runner {
             *due = Some(at);
             drop(due);
             self.kick_leader();
+        }
+    }
+
+    /// A body is not needed any more. Its block may be kept for a while.
+    pub(crate) fn give_back(&self, body: Body) {
+        if self.buffers().give_back(body) {
+            self.note_due(Instant::now() + QUIET);
         }
     }
 

@@ -23,10 +23,12 @@ impl Runner {
     /// The end of a call as its caller is told.
     pub(super) fn problem_of(&self, failure: Failure, invocation: &str, commit: u64) -> Problem {
         let deadline = Deadline { invocation, at_most: self.direct.policies.at_most, callers: None };
-        let Said { kind, detail, retry, .. } = Said::of(failure, deadline, self.limits().state_bytes);
+        let Said { kind, detail, retry, replayed, .. } =
+            Said::of(failure, deadline, self.limits().state_bytes);
         Problem {
             retry: retry.framed(),
             invocation: Some(invocation.to_owned()),
+            replayed,
             ..self.standing(*refusal(kind, detail), commit)
         }
     }

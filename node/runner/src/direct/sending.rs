@@ -12,15 +12,15 @@ use denizen_abi as abi;
 use denizen_protocol::limits::{MAX_FRAME_BODY, MAX_UNSENT, STALL_MS};
 use denizen_protocol::server::Connection;
 use denizen_protocol::{CommandError, Durability as Level, Final, PADDING, Problem, ReplyHead, padding};
-use denizen_ring::locked::is_of_the_ring;
-use denizen_wire::{CancelReason, Durability, FailKind, Failure};
+use denizen_ring::locked::{MOST_QUEUED, is_of_the_ring};
+use denizen_wire::{CancelReason, Durability, EXIT_RING_SPOILED, FailKind, Failure};
 
 use super::caller::{Caller, Cut, Outgoing, Reply, ReplyFacts, Talk};
 use super::{Ours, SMALL};
 use crate::call::Outcome;
 use crate::inbox::Inbox;
 use crate::reply::Begins;
-use crate::serve::{Runner, fault};
+use crate::serve::{Runner, end_saying};
 
 /// A streamed reply may be so far ahead of its caller, in bytes.
 const AHEAD: usize = 256 << 10;
@@ -106,13 +106,13 @@ impl Runner {
 
     fn give_reply_back(&self, outcome: Outcome) {
         if let Outcome::Reply { body: Some(body), .. } = outcome {
-            self.buffers().give_back(body);
+            self.give_back(body);
         }
     }
 
     pub(super) fn drop_reply(&self, reply: Reply) {
         self.direct.release(reply.reserved);
-        reply.body.into_iter().for_each(|body| self.buffers().give_back(body));
+        reply.body.into_iter().for_each(|body| self.give_back(body));
     }
 
     fn end_with_failure(&'static self, ours: &Ours, failure: Failure, commit: u64) {
@@ -143,7 +143,7 @@ impl Runner {
     /// Something is to be sent: now, unless the leader has it leave with its next wait.
     pub(super) fn leaves(&'static self, caller: &Arc<Caller>, mut talk: std::sync::MutexGuard<'_, Talk>) {
         let unsent = talk.out.bytes.len() - talk.out.sent;
-        let plain = talk.out.cut.is_none() && unsent < GATHERED;
+        let plain = talk.out.cut.is_none() && unsent < GATHERED && !talk.leaving;
         if plain && self.crew.leads() && !self.draining.load(SeqCst) {
             return self.direct.gather(caller, &mut talk);
         }
@@ -158,7 +158,24 @@ impl Runner {
         if all || self.direct.gathered_for(GATHER) {
             let mut gathered = Vec::new();
             self.direct.take_gathered(&mut gathered);
-            gathered.iter().for_each(|caller| self.flush_one(caller));
+            self.flush_together(&gathered);
+        }
+    }
+
+    /// Sends on several connections with one system call.
+    pub(super) fn flush_together(&self, callers: &[Arc<Caller>]) {
+        // Where it is one, the answers need not be moved.
+        if let [caller] = callers {
+            return self.flush_one(caller);
+        }
+        let mut flies = [false; MOST_QUEUED];
+        for callers in callers.chunks(MOST_QUEUED) {
+            for (flies, caller) in flies.iter_mut().zip(callers) {
+                *flies = self.send_along(caller);
+            }
+            for (_, caller) in flies.iter().zip(callers).filter(|(flies, _)| **flies) {
+                self.landed(caller);
+            }
         }
     }
 
@@ -412,7 +429,7 @@ impl Runner {
         if talk.held && talk.backlog() < MAX_UNSENT {
             self.look_at(caller);
         }
-        if self.draining.load(SeqCst) && talk.is_quiet() && !self.crew.leads() {
+        if talk.has_left() || (self.draining.load(SeqCst) && talk.is_quiet() && !self.crew.leads()) {
             self.look_at(caller);
         }
         if !talk.waiters.is_empty() && !talk.out.full {
@@ -554,5 +571,7 @@ impl Runner {
 
 /// The ring cannot be used any more: nobody could be answered.
 pub(super) fn ring_lost(error: &std::io::Error) -> ! {
-    fault(&format!("the plugin took the ring of its host away (descriptor 4), so this process ends: {error}"))
+    let text =
+        format!("the plugin took the ring of its host away (descriptor 4), so this process ends: {error}");
+    end_saying(&text, EXIT_RING_SPOILED)
 }

@@ -1,22 +1,24 @@
 //! The leader's wait on the ring, and what it does with what that brings.
 //!
-//! Connections with something to read stand in a queue; of each as much is read at a time as fits the one buffer. Calls are handed out
-//! one by one, so whoever leads next goes on in the middle of what was read.
+//! Connections with something to read stand in a queue. As many of them as fit are read together, with one system call that also sends
+//! what was answered meanwhile and brings news of all others: so nobody who sends without end keeps the rest from being heard, and in
+//! each round everybody has a portion. Calls are handed out one by one, so whoever leads next goes on in the middle of what was read.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 use denizen_protocol::limits::MAX_UNSENT;
 use denizen_protocol::server::Parked;
-use denizen_ring::locked::{Locked, News, is_of_the_ring};
+use denizen_ring::locked::{Locked, MOST_TOGETHER, News, Receive, is_of_the_ring};
 use denizen_ring::maker::{CONTROL_SLOT, SLOTS};
 use denizen_wire::{AtRest, CallerEnd, CancelReason, Header};
 
 use super::TICK;
-use super::caller::{Caller, Talk};
+use super::caller::{Assembling, Caller, Talk};
+use super::portions::Portions;
 use super::sending::{STALL, ring_lost};
 use crate::call::Call;
 use crate::inbox::Inbox;
@@ -36,11 +38,7 @@ const HEADER: usize = denizen_protocol::limits::HEADER_LEN;
 /// The leader's own: what was read of connections, and which are to be read.
 #[derive(Debug, Default)]
 pub(crate) struct Reading {
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
-    /// Whose bytes are in the buffer.
-    current: Option<Arc<Caller>>,
+    portions: Portions,
     /// Those that have something to read.
     ready: VecDeque<Arc<Caller>>,
     /// There may be something on the control connection.
@@ -50,26 +48,32 @@ pub(crate) struct Reading {
     /// Calls that may run because others have ended.
     pub(super) runnable: VecDeque<Call>,
     news: Vec<News>,
-    /// Empty between two waits.
+    /// Empty between two system calls.
     flights: Vec<Arc<Caller>>,
+    /// Likewise: who is read, and how many bytes at most.
+    wanted: Vec<(Arc<Caller>, usize)>,
+}
+
+/// What is to be received of a connection.
+enum Wanted {
+    Nothing,
+    /// Bytes that were taken off its socket before.
+    Kept(Vec<u8>),
+    /// The body of this call, where it belongs.
+    Body(u64, Assembling, usize),
+    /// So many bytes at most.
+    Bytes(usize),
 }
 
 impl Reading {
-    /// What was read and nobody has looked at goes back to its connection.
+    /// What was read and nobody has looked at goes back to its connections.
     pub(super) fn put_back(&mut self) {
-        let Some(caller) = self.current.take() else { return };
-        let mut talk = caller.talk();
-        let rest = &self.buffer[self.start..self.end];
-        if !talk.gone && !rest.is_empty() {
-            debug_assert!(talk.kept.is_empty(), "what is kept comes first");
-            talk.kept = rest.to_vec();
-        }
-        (self.start, self.end) = (0, 0);
+        self.portions.put_back();
     }
 
     /// Whether there is something to do before the next wait.
     fn has_more(&self) -> bool {
-        self.start < self.end || self.control || !self.ready.is_empty() || !self.runnable.is_empty()
+        !self.portions.is_empty() || self.control || !self.ready.is_empty() || !self.runnable.is_empty()
     }
 
     pub(super) fn queue(&mut self, caller: &Arc<Caller>, talk: &mut Talk) {
@@ -95,7 +99,7 @@ impl Runner {
         let caller = Arc::new(Caller::new(header.id, slot, parked, at_rest.residue.to_vec()));
         if reading.callers.is_empty() {
             reading.callers.resize(SLOTS as usize, None);
-            reading.buffer.resize(CHUNK, 0);
+            reading.portions.prepare();
         }
         if let Some(before) = reading.callers[slot as usize].replace(caller.clone()) {
             bad(&format_args!("its slot is that of connection {}", before.number));
@@ -122,6 +126,7 @@ impl Runner {
             ring_lost(&error);
         }
         let _ = self.direct.ring.set(ring);
+        self.buffers().keep_large(self.direct.most_kept);
         reading.control = true;
     }
 
@@ -144,20 +149,22 @@ impl Runner {
                 }
                 reading.control = false;
             }
-            if reading.current.is_some() {
+            if !reading.portions.is_empty() {
                 // Somebody may wait for what came, this very thread perhaps.
                 return Ok(Some(self.converse(reading).unwrap_or(Step::Done)));
             }
-            if let Some(caller) = reading.ready.pop_front() {
-                let step = self.receive(&caller, reading);
-                if step.is_none() && reading.current.is_some() {
+            // Whoever sends without end keeps nobody else's time from running out.
+            self.attend(reading);
+            self.expire(reading);
+            if !reading.runnable.is_empty() {
+                continue;
+            }
+            if !reading.ready.is_empty() {
+                let step = self.receive(reading);
+                if step.is_none() && !reading.portions.is_empty() {
                     continue;
                 }
                 return Ok(Some(step.unwrap_or(Step::Done)));
-            }
-            self.attend(reading);
-            if !reading.ready.is_empty() || !reading.runnable.is_empty() {
-                continue;
             }
             if self.draining.load(SeqCst) && self.part_with_callers(reading) {
                 return Ok(Some(Step::Drained));
@@ -173,18 +180,7 @@ impl Runner {
 
     /// Waits on the ring, or only looks. Whether something came.
     fn wait_for_news(&'static self, reading: &mut Reading, wait: bool) -> bool {
-        let mut gathered = std::mem::take(&mut reading.flights);
-        self.direct.take_gathered(&mut gathered);
-        gathered.retain(|caller| {
-            if wait && self.send_along(caller) {
-                return true;
-            }
-            if !wait {
-                self.flush_one(caller);
-            }
-            self.note_debts(caller);
-            false
-        });
+        let flights = self.depart(reading, wait);
         // What was sent may have made room to read.
         let wait = wait && locked(&self.direct.noted).is_empty();
         let ring = self.direct.ring();
@@ -198,15 +194,37 @@ impl Runner {
         if let Err(error) = waited {
             ring_lost(&error);
         }
-        for caller in gathered.drain(..) {
-            self.landed(&caller);
-            self.note_debts(&caller);
-        }
-        reading.flights = gathered;
+        self.arrive(flights, reading);
         let came = !reading.news.is_empty();
         self.hear(reading);
         self.expire(reading);
         came || !reading.runnable.is_empty()
+    }
+
+    /// What was gathered leaves along with the next system call of this thread, or at once. Those whose answers fly.
+    fn depart(&self, reading: &mut Reading, along: bool) -> Vec<Arc<Caller>> {
+        let mut gathered = std::mem::take(&mut reading.flights);
+        self.direct.take_gathered(&mut gathered);
+        if !along {
+            self.flush_together(&gathered);
+            gathered.drain(..).for_each(|caller| self.note_debts(&caller));
+        }
+        gathered.retain(|caller| {
+            let flies = self.send_along(caller);
+            if !flies {
+                self.note_debts(caller);
+            }
+            flies
+        });
+        gathered
+    }
+
+    fn arrive(&self, mut flights: Vec<Arc<Caller>>, reading: &mut Reading) {
+        for caller in flights.drain(..) {
+            self.landed(&caller);
+            self.note_debts(&caller);
+        }
+        reading.flights = flights;
     }
 
     /// A caller that owes something is looked at when its time is over.
@@ -259,6 +277,11 @@ impl Runner {
                 self.end_caller(&caller, CallerEnd::Broken, reading);
                 continue;
             }
+            if talk.has_left() {
+                drop(talk);
+                self.end_caller(&caller, CallerEnd::Closed, reading);
+                continue;
+            }
             if talk.held && talk.backlog() < MAX_UNSENT {
                 talk.held = false;
                 reading.queue(&caller, &mut talk);
@@ -266,65 +289,129 @@ impl Runner {
         }
     }
 
-    /// Takes what is there of a connection, and puts it where it belongs.
-    fn receive(&'static self, caller: &Arc<Caller>, reading: &mut Reading) -> Option<Step> {
-        let mut talk = caller.talk();
-        talk.queued = false;
+    /// Takes what is there of those connections whose turn it is, and puts it where it belongs. Meanwhile what was answered leaves.
+    fn receive(&'static self, reading: &mut Reading) -> Option<Step> {
+        let mut wanted = std::mem::take(&mut reading.wanted);
+        while wanted.len() < MOST_TOGETHER
+            && let Some(caller) = reading.ready.pop_front()
+        {
+            let mut talk = caller.talk();
+            let alone = wanted.is_empty();
+            match self.wants(&mut talk, alone) {
+                None => {
+                    // It comes first in the next round.
+                    reading.ready.push_front(caller.clone());
+                    break;
+                }
+                Some(want) => {
+                    talk.queued = false;
+                    match want {
+                        Wanted::Nothing => {}
+                        Wanted::Bytes(most) => wanted.push((caller.clone(), most)),
+                        Wanted::Kept(kept) => {
+                            reading.queue(&caller, &mut talk);
+                            reading.portions.load(&caller, &kept);
+                            break;
+                        }
+                        Wanted::Body(id, input, most) => {
+                            reading.wanted = wanted;
+                            return self.receive_body(&caller, talk, (id, input, most), reading);
+                        }
+                    }
+                }
+            }
+        }
+        if !wanted.is_empty() {
+            self.receive_together(&mut wanted, reading);
+        }
+        reading.wanted = wanted;
+        None
+    }
+
+    /// What is to be received of a connection. `None`: what cannot be received along with others is, and this is not `alone`.
+    fn wants(&self, talk: &mut Talk, alone: bool) -> Option<Wanted> {
         if talk.gone || (self.draining.load(SeqCst) && !talk.needs_credit()) {
-            return None;
+            return Some(Wanted::Nothing);
         }
         if talk.backlog() >= MAX_UNSENT {
             // Whoever does not read is not read.
             talk.held = true;
-            return None;
+            return Some(Wanted::Nothing);
         }
         if !talk.kept.is_empty() {
-            let kept = std::mem::take(&mut talk.kept);
-            if reading.buffer.len() < kept.len() {
-                reading.buffer.resize(kept.len(), 0);
-            }
-            reading.buffer[..kept.len()].copy_from_slice(&kept);
-            (reading.start, reading.end) = (0, kept.len());
-            reading.queue(caller, &mut talk);
-            reading.current = Some(caller.clone());
-            return None;
+            return alone.then(|| Wanted::Kept(std::mem::take(&mut talk.kept)));
         }
         if !talk.readable {
-            return None;
+            return Some(Wanted::Nothing);
         }
-        if let Some(body) = talk.protocol.rest().filter(|rest| rest.wanted && rest.body > HEADER) {
-            let id = body.id;
-            if let Some(mut input) = talk.assembling.remove(&id) {
-                let room = input.body.room();
-                let most = room.len().min(body.body);
-                if most > 0 {
-                    let result = self.direct.ring().receive(caller.slot, &mut room[..most]);
-                    let count = self.received(caller, &mut talk, result, most, reading);
-                    input.body.filled(count);
-                    return self.received_body(caller, talk, id, input, count, reading);
-                }
-                talk.assembling.insert(id, input);
+        if let Some(body) = talk.protocol.rest().filter(|rest| rest.wanted && rest.body > HEADER)
+            && let Some(input) = talk.assembling.get_mut(&body.id)
+        {
+            let most = input.body.room().len().min(body.body);
+            if most > 0 && !alone {
+                return None;
+            }
+            if most > 0
+                && let Some(input) = talk.assembling.remove(&body.id)
+            {
+                return Some(Wanted::Body(body.id, input, most));
             }
         }
-        let wanted = match talk.protocol.rest() {
+        Some(Wanted::Bytes(match talk.protocol.rest() {
             None if talk.pouring => HEADER,
             Some(rest) if rest.body > CHUNK => BODY_CHUNK,
             _ => CHUNK,
-        };
-        if reading.buffer.len() < wanted {
-            reading.buffer.resize(wanted, 0);
+        }))
+    }
+
+    fn receive_body(
+        &'static self,
+        caller: &Arc<Caller>,
+        mut talk: MutexGuard<'_, Talk>,
+        (id, mut input, most): (u64, Assembling, usize),
+        reading: &mut Reading,
+    ) -> Option<Step> {
+        let mut receives =
+            [Receive { slot: caller.slot, into: &mut input.body.room()[..most], result: Ok(None) }];
+        if let Err(error) = self.direct.ring().receive_many(&mut receives, &mut reading.news) {
+            ring_lost(&error);
         }
-        let result = self.direct.ring().receive(caller.slot, &mut reading.buffer[..wanted]);
-        let count = self.received(caller, &mut talk, result, wanted, reading);
-        if count > 0 {
-            (reading.start, reading.end) = (0, count);
-            reading.current = Some(caller.clone());
-            return None;
+        let [Receive { result, .. }] = receives;
+        let count = self.received(caller, &mut talk, result, most, reading);
+        input.body.filled(count);
+        let step = self.received_body(caller, talk, id, input, count, reading);
+        self.hear(reading);
+        step
+    }
+
+    /// Receives from several connections with one system call.
+    fn receive_together(&'static self, wanted: &mut Vec<(Arc<Caller>, usize)>, reading: &mut Reading) {
+        let flights = self.depart(reading, true);
+        let of = wanted.len();
+        let pieces = reading.portions.pieces(of).zip(wanted.iter());
+        let mut receives: Vec<Receive<'_>> = pieces
+            .map(|(piece, (caller, most))| {
+                let most = piece.len().min(*most);
+                Receive { slot: caller.slot, into: &mut piece[..most], result: Ok(None) }
+            })
+            .collect();
+        if let Err(error) = self.direct.ring().receive_many(&mut receives, &mut reading.news) {
+            ring_lost(&error);
         }
-        if !talk.gone && talk.ended && !talk.readable {
-            self.ended(caller, talk, reading);
+        let results: Vec<_> = receives.into_iter().map(|one| (one.result, one.into.len())).collect();
+        for (piece, ((caller, _), (result, most))) in wanted.drain(..).zip(results).enumerate() {
+            let mut talk = caller.talk();
+            let count = self.received(&caller, &mut talk, result, most, reading);
+            if count > 0 {
+                drop(talk);
+                reading.portions.push(caller, piece, of, count);
+            } else if !talk.gone && talk.ended && !talk.readable {
+                self.ended(&caller, talk, reading);
+            }
         }
-        None
+        self.arrive(flights, reading);
+        // Behind the results: what came since is not to be forgotten over them.
+        self.hear(reading);
     }
 
     /// How many bytes came; what that says of the connection is noted.
@@ -365,27 +452,28 @@ impl Runner {
 
     /// Deals with what was read of one connection, until there is a call to run.
     fn converse(&'static self, reading: &mut Reading) -> Option<Step> {
-        let caller = reading.current.clone()?;
+        let caller = reading.portions.first()?.clone();
         loop {
             let mut talk = caller.talk();
             if talk.gone {
-                (reading.current, reading.start, reading.end) = (None, 0, 0);
+                reading.portions.finish();
                 return None;
             }
             if talk.backlog() >= MAX_UNSENT {
                 talk.held = true;
                 drop(talk);
-                reading.put_back();
+                reading.portions.put_back_first();
                 return None;
             }
-            let mut input = &reading.buffer[reading.start..reading.end];
+            let mut input = reading.portions.bytes();
             let done = self.next_event(&caller, &mut talk, &mut input);
-            reading.start = reading.end - input.len();
+            let left = input.len();
+            reading.portions.leave(left);
             match self.act(&caller, talk, done, reading) {
                 Some(super::calls::Next::Step(step)) => return Some(step),
                 Some(super::calls::Next::Goes) => {}
                 None => {
-                    (reading.current, reading.start, reading.end) = (None, 0, 0);
+                    reading.portions.finish();
                     return None;
                 }
             }
@@ -402,6 +490,9 @@ impl Runner {
         *locked(&self.direct.due) = None;
         let mut next: Option<Instant> = None;
         let mut note = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
+        if let Some(at) = self.buffers().let_go(now) {
+            note(at);
+        }
         // Whoever begins a call after this sees it; the others are on the list.
         self.direct.ticking.store(false, SeqCst);
         let direct: Vec<Arc<Inbox>> =

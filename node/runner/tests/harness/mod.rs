@@ -147,6 +147,8 @@ pub(crate) enum Giving {
 pub(crate) struct Agent {
     pub(crate) socket: UnixStream,
     /// The runner, where it is a process of the test's own.
+    /// Where the runner answers.
+    answers: UnixStream,
     child: Option<Child>,
     frames: FrameReader,
     pub(crate) declarations: Option<Declarations>,
@@ -166,6 +168,8 @@ pub(crate) struct Agent {
     pub(crate) level: Durability,
     /// The idempotency key of the calls from now on.
     pub(crate) key: Option<String>,
+    /// The trace that calls belong to.
+    pub(crate) trace: Option<[u8; 25]>,
     pub(crate) content_type: String,
     /// Lets the runner write to segments as long as this, where it is in a sandbox.
     pub(crate) reach: Option<Box<dyn Fn(u64)>>,
@@ -192,17 +196,19 @@ impl Agent {
     }
 
     fn of(socket: UnixStream, child: Child) -> Agent {
-        let mut agent = Agent::over(socket);
+        let answers = socket.try_clone().unwrap();
+        let mut agent = Agent::over(socket, answers);
         agent.child = Some(child);
         agent
     }
 
-    /// The agent's end of a socket whose other end somebody else has given to a runner.
-    pub(crate) fn over(socket: UnixStream) -> Agent {
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    /// The agent's ends of the sockets whose other ends somebody else has given to a runner.
+    pub(crate) fn over(socket: UnixStream, answers: UnixStream) -> Agent {
+        answers.set_read_timeout(Some(PATIENCE)).unwrap();
         let frames = FrameReader::new(Sender::Runner);
         Agent {
             socket,
+            answers,
             child: None,
             frames,
             declarations: None,
@@ -216,6 +222,7 @@ impl Agent {
             live: None,
             level: Durability::Process,
             key: None,
+            trace: None,
             content_type: "text/x-test".to_owned(),
             reach: None,
         }
@@ -399,9 +406,14 @@ impl Agent {
         let id = self.new_id();
         let mut payload = Vec::new();
         let invocation = format!("call-{id}");
-        CallHead { content_type: &self.content_type, invocation: &invocation, key: self.key.as_deref() }
-            .encode(&mut payload)
-            .unwrap();
+        CallHead {
+            content_type: &self.content_type,
+            invocation: &invocation,
+            key: self.key.as_deref(),
+            trace: self.trace,
+        }
+        .encode(&mut payload)
+        .unwrap();
         payload.extend_from_slice(first);
         let header = Header::invoke(id, index, deadline_ms, declared).with_end(end);
         self.send(Header { code: self.level.code(), ..header }, &payload);
@@ -552,7 +564,7 @@ impl Agent {
             if let Some(frame) = self.frames.frame().unwrap() {
                 return Some(Said { header: frame.header, payload: frame.payload.to_vec() });
             }
-            match self.socket.read(self.frames.space()) {
+            match self.answers.read(self.frames.space()) {
                 Ok(0) => return None,
                 Ok(count) => self.frames.filled(count),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,

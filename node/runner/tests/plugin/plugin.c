@@ -60,6 +60,21 @@ static int32_t echo(void *data, dz_call *call) {
     return reply(call, in.ptr, in.len);
 }
 
+/* The input behind its first byte, which says how many bytes more are left out at its end, in units of a kilobyte. */
+static int32_t inner(void *data, dz_call *call) {
+    (void)data;
+    dz_slice in, again;
+    int32_t status = host->input(call, &in);
+    if (status != 0) return status;
+    size_t cut = (size_t)in.ptr[0] * 1000;
+    if (host->reply_bytes(call, bytes(in.ptr + 1, in.len - 1 - cut)) != 0) return 97;
+    /* It is the whole reply, and the input is still there. */
+    uint8_t *buffer;
+    if (host->reply_bytes(call, in) != DZ_E_INVALID || host->reply_alloc(call, 1, &buffer) != DZ_E_INVALID) return 96;
+    if (host->reply_write(call, in) != DZ_E_INVALID || host->reply_content_type(call, text("text/x-inner")) != 0) return 95;
+    return host->input(call, &again) == 0 && again.ptr == in.ptr && again.len == in.len ? 0 : 94;
+}
+
 static int32_t add(void *data, dz_call *call) {
     (void)data;
     dz_value value;
@@ -215,6 +230,17 @@ static int32_t half(void *data, dz_call *call) {
     if (host->commit(call, &number) != 0 || number == 0) return 90;
     host->state_put(call, text("lost"), 0, text("x"));
     return 6;
+}
+
+/* Commits something, if it is given anything, and takes the process along. */
+static int32_t half_and_die(void *data, dz_call *call) {
+    (void)data;
+    dz_slice in;
+    if (host->input(call, &in) != 0) return 89;
+    if (in.len > 0) host->state_put(call, text("kept"), 0, text("x"));
+    if (host->commit(call, NULL) != 0) return 90;
+    host->state_put(call, text("lost"), 0, text("x"));
+    _Exit(9);
 }
 
 static int32_t pour_and_fail(void *data, dz_call *call) {
@@ -693,9 +719,11 @@ int32_t denizen_plugin_init(const dz_host *table, const dz_init *init) {
         {"stream_nothing", DZ_READ_ONLY, DZ_STREAM, stream_nothing},
         {"pour", DZ_EXCLUSIVE, DZ_BYTES, pour},
         {"large", DZ_READ_ONLY, DZ_BYTES, large},
+        {"inner", DZ_EXCLUSIVE, DZ_BYTES, inner},
         {"refuse", DZ_EXCLUSIVE, DZ_BYTES, refuse},
         {"seven", DZ_EXCLUSIVE, DZ_BYTES, seven},
         {"half", DZ_EXCLUSIVE, DZ_BYTES, half},
+        {"half_and_die", DZ_EXCLUSIVE, DZ_BYTES, half_and_die},
         {"pour_and_fail", DZ_EXCLUSIVE, DZ_BYTES, pour_and_fail},
         {"has", DZ_READ_ONLY, DZ_BYTES, has},
         {"write_read_only", DZ_READ_ONLY, DZ_BYTES, write_read_only},

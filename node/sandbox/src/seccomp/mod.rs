@@ -59,3 +59,18 @@ pub(crate) fn available() -> bool {
         .into_iter()
         .all(crate::sys::seccomp_has)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel keeps the text of a filter for each sandbox, in a piece of memory whose size is a power of two.
+    #[test]
+    fn no_filter_takes_more_than_a_page_of_each_sandbox() {
+        for (filter, program) in prepare() {
+            let bytes = size_of_val(program.as_slice());
+            eprintln!("{filter:?} {bytes}");
+            assert!(bytes <= 4096, "{filter:?} takes {bytes} bytes");
+        }
+    }
+}

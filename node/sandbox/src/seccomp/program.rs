@@ -2,7 +2,8 @@
 //!
 //! By hand because a filter here has four outcomes, and `seccompiler` knows two per filter. Rules are found by a binary
 //! search: the kernel runs a new filter once for every system call, to remember those that are always allowed, and with a
-//! linear program that took longer than everything else on the way to a sandbox's first call.
+//! linear program that took longer than everything else on the way to a sandbox's first call. Neighbours with one outcome are one
+//! step of that search: every sandbox has its own copy of both filters in the kernel, twice as bytes and once as machine code.
 
 use libc::sock_filter;
 
@@ -86,7 +87,7 @@ fn over(instructions: usize) -> u8 {
 }
 
 /// Compiles. Calls without a rule are trapped; calls above `highest`, which are newer than this program, do not exist.
-pub(crate) fn compile(mut rules: Vec<Rule>, highest: i64) -> Vec<sock_filter> {
+pub(crate) fn compile(rules: Vec<Rule>, highest: i64) -> Vec<sock_filter> {
     let kill = op(RETURN, libc::SECCOMP_RET_KILL_PROCESS, 0, 0);
     let mut program = vec![
         op(LOAD, OFFSET_ARCH, 0, 0),
@@ -98,9 +99,34 @@ pub(crate) fn compile(mut rules: Vec<Rule>, highest: i64) -> Vec<sock_filter> {
         op(JUMP_GREATER, number(highest), 0, 1),
         ret(Verdict::Refuse(libc::ENOSYS)),
     ];
-    rules.sort_unstable_by_key(|rule| rule.nr);
-    program.extend(search(&rules));
+    program.extend(search(&runs(rules, highest)));
     program
+}
+
+/// Calls with numbers in a row, up to the next run, for which the program goes on in the same way.
+struct Run {
+    /// The number of the first.
+    first: u32,
+    /// The outcome, whatever the arguments; `None`: it is for them to decide.
+    plain: Option<Verdict>,
+    /// What decides on them; every path returns.
+    body: Vec<sock_filter>,
+}
+
+/// All calls up to `highest`, in as few runs as there are.
+fn runs(mut rules: Vec<Rule>, highest: i64) -> Vec<Run> {
+    rules.sort_unstable_by_key(|rule| rule.nr);
+    let mut rules = rules.iter().peekable();
+    let mut runs: Vec<Run> = Vec::new();
+    for nr in 0..=highest {
+        let rule = rules.next_if(|rule| rule.nr == nr);
+        let plain = rule.map_or(Some(Verdict::Trap), |rule| rule.tests.is_empty().then_some(rule.verdict));
+        if plain.is_none() || runs.last().is_none_or(|last| last.plain != plain) {
+            let body = rule.map_or_else(|| vec![ret(Verdict::Trap)], body);
+            runs.push(Run { first: number(nr), plain, body });
+        }
+    }
+    runs
 }
 
 /// A system call's number, as the filter sees it.
@@ -108,34 +134,27 @@ fn number(nr: i64) -> u32 {
     u32::try_from(nr).expect("system call numbers are small")
 }
 
-/// A binary search over rules in order; every path returns. The longer way is a plain jump, whose reach has no limit.
-fn search(rules: &[Rule]) -> Vec<sock_filter> {
-    const FEW: usize = 4;
-    if rules.len() <= FEW {
-        return one_by_one(rules);
+/// A binary search over runs in order; every path returns. Where a jump does not reach that far, a plain one does, which has no limit.
+fn search(runs: &[Run]) -> Vec<sock_filter> {
+    let [first, rest @ ..] = runs else { return vec![ret(Verdict::Trap)] };
+    if rest.is_empty() {
+        return first.body.clone();
     }
-    let (below, above) = rules.split_at(rules.len() / 2);
-    let (first, second) = (search(below), search(above));
-    let distance = u32::try_from(first.len()).expect("a program is short");
-    let mut out = vec![op(JUMP_GREATER_EQUAL, number(above[0].nr), 0, 1), op(JUMP, distance, 0, 0)];
-    out.extend(first);
-    out.extend(second);
+    let (below, above) = runs.split_at(runs.len() / 2);
+    let (below, from) = (search(below), above.first().map_or(0, |run| run.first));
+    let mut out = match u8::try_from(below.len()) {
+        Ok(distance) => vec![op(JUMP_GREATER_EQUAL, from, distance, 0)],
+        Err(_) => {
+            let distance = u32::try_from(below.len()).expect("a program is short");
+            vec![op(JUMP_GREATER_EQUAL, from, 0, 1), op(JUMP, distance, 0, 0)]
+        }
+    };
+    out.extend(below);
+    out.extend(search(above));
     out
 }
 
-/// The last few rules of a search, and the trap for calls that have none.
-fn one_by_one(rules: &[Rule]) -> Vec<sock_filter> {
-    let mut out = Vec::new();
-    for rule in rules {
-        let body = body(rule);
-        out.push(op(JUMP_EQUAL, number(rule.nr), 0, over(body.len())));
-        out.extend(body);
-    }
-    out.push(ret(Verdict::Trap));
-    out
-}
-
-/// What decides once the number has matched; every path returns.
+/// What decides on a call that has this rule; every path returns.
 fn body(rule: &Rule) -> Vec<sock_filter> {
     let mut body = Vec::new();
     for test in &rule.tests {
@@ -152,7 +171,10 @@ fn check(test: &Test, otherwise: Verdict) -> Vec<sock_filter> {
     if test.whole {
         out.extend([op(LOAD, low + 4, 0, 0), op(JUMP_EQUAL, 0, 1, 0), ret(otherwise)]);
     }
-    out.extend([op(LOAD, low, 0, 0), op(AND, test.mask, 0, 0)]);
+    out.push(op(LOAD, low, 0, 0));
+    if test.mask != u32::MAX {
+        out.push(op(AND, test.mask, 0, 0));
+    }
     for (index, &value) in test.values.iter().enumerate() {
         let to_end = test.values.len() - index;
         out.push(op(JUMP_EQUAL, value, over(to_end), 0));
@@ -237,6 +259,32 @@ mod tests {
         assert_eq!(act(6, [0, 2, 0, 0, 0, 0]), refused);
         assert_eq!(act(6, [0, 1, 1, 0, 0, 0]), refused);
         assert_eq!(act(6, [0, 1, 1 << 32, 0, 0, 0]), refused);
+    }
+
+    /// With a rule on every third call, each with an outcome of its own: also where the search is longer than a jump reaches.
+    #[test]
+    fn each_call_is_found_among_many() {
+        let rule = |nr: i64| {
+            let refused = Verdict::Refuse(i32::try_from(nr + 1).unwrap());
+            Rule { nr, tests: Vec::new(), verdict: refused, otherwise: refused }
+        };
+        let program = compile((0..900).step_by(3).map(rule).collect(), 901);
+        for nr in 0..=901 {
+            let expected = if nr % 3 == 0 && nr < 900 {
+                libc::SECCOMP_RET_ERRNO | (nr + 1)
+            } else {
+                libc::SECCOMP_RET_TRAP
+            };
+            assert_eq!(run::action(&program, ARCH, nr, [0; 6]), expected, "call {nr}");
+        }
+        assert_eq!(run::action(&program, ARCH, 902, [0; 6]), libc::SECCOMP_RET_ERRNO | 38);
+    }
+
+    #[test]
+    fn neighbours_with_one_outcome_are_one_step() {
+        let allow = |nr| Rule { nr, tests: Vec::new(), verdict: Verdict::Allow, otherwise: Verdict::Allow };
+        let (three, one) = (compile(vec![allow(3), allow(4), allow(5)], 9), compile(vec![allow(3)], 9));
+        assert_eq!(three.len(), one.len());
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub(crate) const CONTROL_FD: RawFd = 3;
 /// Where a sandbox holds its ring, if it has one.
 pub(crate) const RING_FD: RawFd = 4;
 
+/// Where a sandbox answers the agent.
+pub(crate) const ANSWERS_FD: RawFd = 5;
+
 /// Namespaces of each sandbox. The network is the spawner's empty one.
 const INNER: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
@@ -51,6 +54,7 @@ const GO: u8 = 1;
 pub(crate) struct Newborn {
     pub(crate) pid: u32,
     pub(crate) control: OwnedFd,
+    pub(crate) answers: OwnedFd,
     pub(crate) stdio: OwnedFd,
     pub(crate) page: OwnedFd,
     pub(crate) pidfd: OwnedFd,
@@ -69,6 +73,7 @@ pub(crate) enum Trial {
 #[derive(Debug)]
 pub(crate) struct Cradle {
     pub(crate) control: OwnedFd,
+    pub(crate) answers: OwnedFd,
     pub(crate) stdio: OwnedFd,
     pub(crate) ring: Option<maker::Ring>,
     pub(crate) entrance: Entrance,
@@ -78,6 +83,17 @@ pub(crate) struct Cradle {
 /// The two ends of a connection.
 pub(crate) fn socket_pair() -> Result<(OwnedFd, OwnedFd), Fault> {
     socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(at(Step::Sockets))
+}
+
+/// The agent's end and the sandbox's of a connection on which only the sandbox says something. A socket and not a pipe: what is written
+/// when the agent is gone is an error and no signal, and frames of tens of kilobytes fit.
+///
+/// On the connection on which it waits for the agent a sandbox could answer, too. But there the kernel wakes a thread that waits in
+/// `recvmsg` whenever the peer has read something, as if there were room to wait for: two switches of context for nothing in each call.
+pub(crate) fn one_way() -> Result<(OwnedFd, OwnedFd), Fault> {
+    let (agent, sandbox) = socket_pair()?;
+    shutdown(&sandbox, Shutdown::Read).map_err(at(Step::Sockets))?;
+    Ok((agent, sandbox))
 }
 
 /// Forks a sandbox and gives it its user id. Returns its pid as the agent sees it.
@@ -142,14 +158,16 @@ fn live(nest: &Nest, cradle: Cradle, page: &OwnedFd) -> ! {
         let _ = writeln!(io::stderr(), "denizen: this sandbox cannot enter its control group: {error}");
         std::process::exit(UNPREPARED);
     }
-    let control = Some(control);
+    // SAFETY: as before.
+    let answers = unsafe { OwnedFd::from_raw_fd(ANSWERS_FD) };
+    let (control, answers) = (Some(control), Some(answers));
     let ring = cradle.ring.as_ref().map(|ring| {
         // SAFETY: placed there by `settle`; nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(RING_FD) };
         maker::Ring { fd, layout: ring.layout }
     });
     let has_ring = ring.is_some();
-    let waiting = Waiting { control, ring, has_ring, testament, footprint: nest.footprint };
+    let waiting = Waiting { control, answers, ring, has_ring, testament, footprint: nest.footprint };
     // A panic must not unwind into the spawner's frames below.
     let code = catch_unwind(AssertUnwindSafe(|| (nest.runner)(waiting)));
     std::process::exit(code.map_or(PANICKED, number_of))
@@ -193,19 +211,20 @@ fn map_own_user(proc: BorrowedFd<'_>) -> io::Result<()> {
     sys::write_at(proc, "self/gid_map", &line(0))
 }
 
-/// Standard input, output and error: the stdio socket, of which input is at its end. Control at 3, the ring at 4. Of the
-/// rest only the doors to the control groups stay, for the moment.
+/// Standard input, output and error: the stdio socket, of which input is at its end. Control at 3, the ring at 4, answers at 5. Of
+/// the rest only the doors to the control groups stay, for the moment.
 fn place_descriptors(cradle: &Cradle) -> io::Result<()> {
     shutdown(&cradle.stdio, Shutdown::Read)?;
     let ring = cradle.ring.as_ref().map(|ring| (ring.fd.as_fd(), RING_FD));
-    let three = [
+    let others = [
         (cradle.stdio.as_fd(), 0),
         (cradle.stdio.as_fd(), 1),
         (cradle.stdio.as_fd(), 2),
         (cradle.control.as_fd(), CONTROL_FD),
+        (cradle.answers.as_fd(), ANSWERS_FD),
     ];
-    for (from, to) in three.into_iter().chain(ring) {
-        // SAFETY: a system call on numbers. The spawner holds its own descriptors at 0 to 4, so no source is a target,
+    for (from, to) in others.into_iter().chain(ring) {
+        // SAFETY: a system call on numbers. The spawner holds its own descriptors at 0 to 5, so no source is a target,
         // and this fork uses none of them any more.
         if unsafe { libc::dup2(from.as_raw_fd(), to) } < 0 {
             return Err(io::Error::last_os_error());
@@ -213,7 +232,10 @@ fn place_descriptors(cradle: &Cradle) -> io::Result<()> {
     }
     let mut keep: Vec<RawFd> = cradle.entrance.doors.iter().map(AsRawFd::as_raw_fd).collect();
     keep.sort_unstable();
-    let mut first = if cradle.ring.is_some() { RING_FD + 1 } else { CONTROL_FD + 1 };
+    if cradle.ring.is_none() {
+        close_between(RING_FD, RING_FD)?;
+    }
+    let mut first = ANSWERS_FD + 1;
     for door in keep {
         close_between(first, door - 1)?;
         first = door + 1;

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+use super::child::ANSWERS_FD;
 use super::message::{Fault, Step, encode_verdict};
 use crate::sys::{Forked, fork_with};
 
@@ -117,12 +118,15 @@ fn arrange(prepared: &Prepared) -> Result<(), Fault> {
     // Standard error may be closed; the spawner then talks to nobody.
     // SAFETY: a system call on numbers.
     let talk = if unsafe { libc::fcntl(2, libc::F_GETFD) } < 0 { null } else { 2 };
-    for (from, to) in [(null, 0), (talk, 1), (talk, 2), (requests, REQUESTS_FD), (events, EVENTS_FD)] {
+    // The last is only taken, so that no descriptor which a sandbox is to get has the number of another that it gets.
+    let places =
+        [(null, 0), (talk, 1), (talk, 2), (requests, REQUESTS_FD), (events, EVENTS_FD), (null, ANSWERS_FD)];
+    for (from, to) in places {
         // SAFETY: a system call on numbers.
         check(Step::Descriptors, || unsafe { libc::dup2(from, to) })?;
     }
     // SAFETY: a system call on numbers; nothing in this process uses the closed descriptors any more.
-    check(Step::Descriptors, || unsafe { libc::close_range(5, u32::MAX, 0) })?;
+    check(Step::Descriptors, || unsafe { libc::close_range(ANSWERS_FD.unsigned_abs() + 1, u32::MAX, 0) })?;
     Ok(())
 }
 

@@ -45,7 +45,7 @@ pub(crate) enum Reply {
         /// Why no ring could be made, if one was wanted.
         ring_error: Option<String>,
     },
-    /// Carries [control, stdio, pidfd, page]. The sandbox then reports itself on its control connection.
+    /// Carries [control, answers, stdio, pidfd, page]. The sandbox then reports itself on its control connection.
     Spawned {
         /// From the request.
         id: u64,

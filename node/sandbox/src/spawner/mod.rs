@@ -369,13 +369,14 @@ fn assemble(
     group: crate::cgroup::Group,
     obituary: Arc<Obituary>,
 ) -> Result<Sandbox, SandboxError> {
-    let [control, stdio, pidfd, page] = <[OwnedFd; 4]>::try_from(fds).map_err(|_| SandboxError::Step {
-        step: "receiving a sandbox's descriptors".into(),
-        remedy: "Raise the limit on open files (ulimit -n); each sandbox takes four",
-        source: io::Error::from_raw_os_error(libc::EMFILE),
-    })?;
+    let [control, answers, stdio, pidfd, page] =
+        <[OwnedFd; 5]>::try_from(fds).map_err(|_| SandboxError::Step {
+            step: "receiving a sandbox's descriptors".into(),
+            remedy: "Raise the limit on open files (ulimit -n); each sandbox takes five",
+            source: io::Error::from_raw_os_error(libc::EMFILE),
+        })?;
     let life = Life { pid, pidfd, last_words: LastWords::new(page), group, obituary };
-    Ok(Sandbox { control, stdio, ring: None, life })
+    Ok(Sandbox { control, answers, stdio, ring: None, life })
 }
 
 /// Waits until the sandbox says that it is prepared, which leaves its control connection clean.

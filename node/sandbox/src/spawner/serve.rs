@@ -147,10 +147,10 @@ impl Spawner {
 
     /// Sends a newborn sandbox to the agent and keeps what is needed to bury it.
     fn hand_over(&mut self, id: u64, place: u32, newborn: Newborn) -> io::Result<()> {
-        let Newborn { pid, control, stdio, page, pidfd, ring } = newborn;
+        let Newborn { pid, control, answers, stdio, page, pidfd, ring } = newborn;
         let data = epoll::EventData::new_u64(u64::from(place));
         epoll::add(&self.epoll, &pidfd, data, epoll::EventFlags::IN)?;
-        let fds = [control.as_fd(), stdio.as_fd(), pidfd.as_fd(), page.as_fd()];
+        let fds = [control.as_fd(), answers.as_fd(), stdio.as_fd(), pidfd.as_fd(), page.as_fd()];
         let sent = message::send(self.requests.as_fd(), &Reply::Spawned { id, pid, ring }, &fds);
         self.wards.insert(place, Ward { id, pidfd });
         sent
@@ -325,13 +325,21 @@ fn birth(nest: &Nest, id: u64, place: u32, trial: Trial, ring: bool) -> Result<N
     let entrance = nest.nursery.create(id).map_err(at(Step::Group))?;
     let page = last_words::new_page().map_err(at(Step::Page))?;
     let (control, their_control) = child::socket_pair()?;
+    let (answers, their_answers) = child::one_way()?;
     let (stdio, their_stdio) = child::socket_pair()?;
     let made = if ring { maker::make(their_control.as_fd()).ok() } else { None };
     let ring = made.is_some();
-    let cradle = child::Cradle { control: their_control, stdio: their_stdio, ring: made, entrance, trial };
+    let cradle = child::Cradle {
+        control: their_control,
+        answers: their_answers,
+        stdio: their_stdio,
+        ring: made,
+        entrance,
+        trial,
+    };
     // The spawner's own descriptors of what is in the cradle are closed by this.
     let (pid, pidfd) = child::fork_sandbox(nest, place, cradle, &page, control.as_fd())?;
-    Ok(Newborn { pid, control, stdio, page, pidfd, ring })
+    Ok(Newborn { pid, control, answers, stdio, page, pidfd, ring })
 }
 
 /// How a sandbox ended. `None`: it has not.

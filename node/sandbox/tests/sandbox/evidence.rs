@@ -555,7 +555,8 @@ pub(crate) fn a_sandbox_holds_exactly_its_descriptors() {
         let ring = order.admission.ring && *node.spawner.rings() == Rings::Made;
         let descriptors = ["fd 0 socket", "fd 1 socket", "fd 2 socket", "fd 3 socket"].into_iter();
         let rest = ["ids 1 0 1000 1000", "host sandbox", "stdin 0", "environment 0", "done"];
-        let expected: Vec<_> = descriptors.chain(ring.then_some("fd 4 other")).chain(rest).collect();
+        let expected: Vec<_> =
+            descriptors.chain(ring.then_some("fd 4 other")).chain(["fd 5 socket"]).chain(rest).collect();
         assert_eq!(lines, expected);
         look_from_outside(talk.life.pid(), &order);
         talk.life.kill();

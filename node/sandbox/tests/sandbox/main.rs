@@ -41,6 +41,7 @@ tests! {
     lifecycle::a_constructor_is_confined_already,
     lifecycle::a_missing_image_and_a_bad_digest_are_named,
     lifecycle::two_hundred_spawns_leave_nothing_behind,
+    lifecycle::who_waits_is_not_woken_when_its_answer_is_read,
     lifecycle::a_dropped_sandbox_dies_and_its_end_is_told,
     lifecycle::a_stopped_sandbox_blocks_nobody,
     lifecycle::the_report_names_every_layer_and_require_refuses,

@@ -117,18 +117,19 @@ impl Node {
 /// A sandbox at work.
 pub(crate) struct Talk {
     pub(crate) control: BufReader<UnixStream>,
+    pub(crate) answers: UnixStream,
     pub(crate) stdio: UnixStream,
     pub(crate) life: Life,
 }
 
 impl Talk {
     pub(crate) fn begin(sandbox: Sandbox, order: &Order) -> Talk {
-        let (control, stdio, life) = sandbox.into_parts();
+        let (control, answers, stdio, life) = sandbox.into_parts();
         let (mut control, stdio) = (UnixStream::from(control), UnixStream::from(stdio));
         control.set_read_timeout(Some(SOON)).unwrap();
         stdio.set_read_timeout(Some(SOON)).unwrap();
         writeln!(control, "{}", serde_json::to_string(order).unwrap()).unwrap();
-        Talk { control: BufReader::new(control), stdio, life }
+        Talk { control: BufReader::new(control), answers: answers.into(), stdio, life }
     }
 
     /// The next line of the runner; empty at its end.

@@ -57,6 +57,7 @@ impl Said {
             FailKind::StateCorrupt => (Kind::ObjectDamaged, message),
             FailKind::KeyReused => (Kind::KeyReused, message),
             FailKind::InProgress => (Kind::InProgress, message),
+            FailKind::Interrupted => (Kind::Interrupted, message),
             // `Internal`, and what has no kind of its own.
             _ => (Kind::HostFault, message),
         };

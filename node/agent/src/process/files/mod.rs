@@ -7,13 +7,23 @@
 //! | | swap-out | swap-in |
 //! |---|---|---|
 //! | 1 | the sandbox is dead: nobody writes the local segments | claim: the record still says `Swapped` |
-//! | 2 | what is live → `swap/.../EPOCH.state.new/`, synced | an old local one is removed; `swap` → `state/....state.new/`, synced |
-//! | 3 | renamed, parent synced | renamed to the local name, parent synced |
-//! | 4 | record: `Swapped {epoch}`, durable | record: `Active`, durable; only then a reply leaves |
-//! | 5 | local folder removed | swapped folder removed, at leisure |
+//! | 2 | what is live → `swap/.../EPOCH.state.new/`, synced | an old local one is removed |
+//! | 3 | renamed, parent synced | the swapped folder gets the local name, in one step; calls may be answered |
+//! | 4 | record: `Swapped {epoch}`, durable | names synced, then the record: `Active`, durable, while it serves |
+//! | 5 | local folder removed | what else lies in the swap store removed, at leisure |
 //!
-//! A crash before 4 leaves the record pointing at the old place, which is whole; after 4, at the new one. An **edit** of a process that
-//! nothing runs is a swap-out that changes something on the way, also where the old place is in the swap store itself.
+//! A crash before 4 of a swap-out leaves the record pointing at the old place, which is whole; after 4, at the new one. An **edit** of a
+//! process that nothing runs is a swap-out that changes something on the way, also where the old place is in the swap store itself.
+//!
+//! A swap-in **moves** the folder, with all that is in it and all that will be: there is one folder throughout, and what a record that
+//! says `Swapped {epoch}` means is *that folder, wherever it lies*. Where it lies in the swap store, it counts, and a local one is a
+//! leftover of the swap-out; where it does not, it was moved, and the local one counts if it is this very process's. A loss of power may
+//! take the move back, but nothing of what is in the folder. The record may follow later than a reply, as with new processes; before a
+//! commit is called durable it has ([`Names::sync`], [`super::lasting`]).
+//!
+//! Where the swap store is **another file system**, a folder cannot be moved into this one. Then it is copied, there are two, and the
+//! record alone tells which counts: `swap` → `state/....state.new/`, synced; renamed, parent synced; record `Active`, durable; only then
+//! a reply leaves, and the swapped folder is removed.
 //!
 //! A **new** process's folder has a blank segment before a sandbox gets it. That its record says so is written later than a reply may
 //! leave, so segments that are there although no record points to them count if they are of this very process ([`Whose`]), which the
@@ -71,6 +81,8 @@ pub(crate) struct Opened {
     pub(crate) spare: Handed,
     pub(crate) shelf: Shelf,
     pub(crate) names: Names,
+    /// It is a copy of what still lies in the swap store: the record has to point here before a reply leaves.
+    pub(crate) copied: bool,
 }
 
 /// What has to be on the disk before anything of the state is called durable.
@@ -112,13 +124,17 @@ pub(crate) fn open(
     stock: &Stock,
 ) -> Result<Opened, Problem> {
     let mut folders = vec![paths.local.clone()];
+    let mut copied = false;
     match origin {
         // In its first term nothing can be its own, and what cannot be read is not in its way.
         Origin::New { born } if born != epoch && is_own(paths, whose)? => above(paths, &mut folders),
         Origin::New { .. } => create(paths, &mut folders)?,
         // Its last term may have ended with a loss of power, before they were there for good.
         Origin::Local => above(paths, &mut folders),
-        Origin::Swapped { epoch } => swap_in(paths, epoch)?,
+        Origin::Swapped { epoch } => {
+            copied = swap_in(paths, whose, epoch)? == Came::Copied;
+            above(paths, &mut folders);
+        }
     }
     if is_marked(&paths.local) {
         recover(&paths.local, whose, durable)?;
@@ -135,7 +151,7 @@ pub(crate) fn open(
         io_problem("a segment for the state cannot be made", &paths.local, &refused.error)
     })?;
     let fresh = fresh.then(|| spare.writable.try_clone()).transpose().map_err(failed)?;
-    Ok(Opened { log, spare, shelf, names: Names { folders, fresh } })
+    Ok(Opened { log, spare, shelf, names: Names { folders, fresh }, copied })
 }
 
 /// Whether segments of the process itself are there: those that a dead node's record did not come to point to.
@@ -190,31 +206,69 @@ fn above(paths: &ProcessPaths, folders: &mut Vec<PathBuf>) {
     folders.extend(paths.state.parent().map(Path::to_owned));
 }
 
+/// How swapped state has come to its process's folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Came {
+    /// As it is: it is in the swap store no more.
+    Moved,
+    /// There are two of it.
+    Copied,
+}
+
 /// Brings swapped state back, byte for byte: damage that it has is found by its reader, and costs one object and not all of them.
-fn swap_in(paths: &ProcessPaths, epoch: Epoch) -> Result<(), Problem> {
+fn swap_in(paths: &ProcessPaths, whose: &Whose, epoch: Epoch) -> Result<Came, Problem> {
     let source = paths.swapped(epoch);
-    let ids = folder::ids(&source).map_err(|error| lost(&source, error))?;
+    let ids = match folder::ids(&source) {
+        // A term before this one has moved it here, and its record did not come to the disk.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_own(paths, whose)? => {
+            return Ok(Came::Moved);
+        }
+        ids => ids.map_err(|error| lost(&source, error))?,
+    };
     if ids.is_empty() {
         return Err(no_segments(&source));
     }
-    let failed = |error| io_problem("state cannot be copied", &paths.local, &error);
+    let failed = |error| io_problem("state cannot be brought back", &paths.local, &error);
+    dir::make(&paths.state)
+        // Copies that were left: the record says that the one in the swap store counts.
+        .and_then(|()| dir::remove(&paths.local))
+        .and_then(|()| dir::remove(&unfinished(&paths.local)))
+        .map_err(failed)?;
+    match std::fs::rename(&source, &paths.local) {
+        Ok(()) => Ok(Came::Moved),
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            copy_in(paths, &source, ids).map_err(failed)?;
+            Ok(Came::Copied)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The same from another file system.
+fn copy_in(paths: &ProcessPaths, source: &Path, ids: Vec<u64>) -> io::Result<()> {
     let temporary = unfinished(&paths.local);
     let copy = || {
         dir::make_to_last(&paths.state)?;
-        dir::remove(&paths.local)?;
-        dir::remove(&temporary)?;
         dir::make(&temporary)?;
         for id in ids {
-            let (from, to) = (folder::file(&source, id), folder::file(&temporary, id));
+            let (from, to) = (folder::file(source, id), folder::file(&temporary, id));
             let mut copied = crate::stock::create(&to)?;
             io::copy(&mut File::open(from)?, &mut copied)?;
             copied.sync_all()?;
         }
         dir::sync(&temporary)
     };
-    copy().inspect_err(|_| drop(dir::remove(&temporary))).map_err(failed)?;
-    std::fs::rename(&temporary, &paths.local).map_err(failed)?;
-    dir::sync(&paths.state).map_err(failed)
+    copy().inspect_err(|_| drop(dir::remove(&temporary)))?;
+    std::fs::rename(&temporary, &paths.local)?;
+    dir::sync(&paths.state)
+}
+
+/// Where the state is that `epoch` has swapped out: in the swap store, or moved from there by a term whose record is not on the disk.
+fn swapped_or_moved(paths: &ProcessPaths, epoch: Epoch) -> PathBuf {
+    let swapped = paths.swapped(epoch);
+    let is_gone =
+        |path: &Path| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if is_gone(&swapped) && !is_gone(&paths.local) { paths.local.clone() } else { swapped }
 }
 
 /// The name of the mark.
@@ -326,7 +380,7 @@ impl AtRest<'_> {
     fn folder(&self) -> PathBuf {
         match self.lies {
             Lies::Here | Lies::Perhaps => self.paths.local.clone(),
-            Lies::Swapped(epoch) => self.paths.swapped(epoch),
+            Lies::Swapped(epoch) => swapped_or_moved(self.paths, epoch),
         }
     }
 

@@ -6,7 +6,8 @@
 //!
 //! A sandbox can write to its segments, and so behind their ends, up to the length of its longest
 //! ([`denizen_sandbox::Life::let_files_reach`]). Nothing forbids it in time, so it is looked for ([`Shelf::stretched`]) and ends the
-//! sandbox; then the segment is cut to what was allotted ([`Shelf::trim`]).
+//! sandbox; then the segment is cut to what was allotted ([`Shelf::trim`]). Where all are as long as the longest the system forbids it, and
+//! there is nothing to look for ([`Shelf::can_be_stretched`]).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -95,6 +96,8 @@ pub(crate) struct Shelf {
     present: BTreeMap<u64, u64>,
     /// Deleted ones that it may still have open.
     held: Vec<(File, u64)>,
+    /// No file that the sandbox writes to becomes longer than this, in bytes.
+    reach_bytes: u64,
     stock: Stock,
 }
 
@@ -110,7 +113,26 @@ impl Shelf {
         let last_id = own.max().unwrap_or(folder::before_first(epoch));
         let most = present.len() as u64 + MOST_FURTHER;
         let last_commit = log.iter().filter_map(last_commit_possible).max().unwrap_or(0);
-        Shelf { folder, epoch, last_id, limit_bytes, most, last_commit, present, held: Vec::new(), stock }
+        let held = Vec::new();
+        Shelf { folder, epoch, last_id, limit_bytes, most, last_commit, present, held, reach_bytes: 0, stock }
+    }
+
+    /// The sandbox has files of its own, which it may make longer and shorter than any segment.
+    pub(crate) fn beside_files(&mut self) {
+        self.reach_bytes = u64::MAX;
+    }
+
+    /// Whether the sandbox could write behind the end of a segment. What it is handed is no longer than what it may reach, so one whose
+    /// segments are all of one length could not, whatever it does.
+    pub(crate) fn can_be_stretched(&self) -> bool {
+        let held = self.held.iter().map(|(_, bytes)| bytes);
+        self.present.values().chain(held).any(|bytes| *bytes < self.reach_bytes)
+    }
+
+    /// Bytes that are free on the disk under the segments.
+    pub(crate) fn disk_free(&self) -> Option<u64> {
+        let disk = rustix::fs::statvfs(&self.folder).ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     /// The highest number that a commit can have that the sandbox has made: what it says of a later one is a lie.
@@ -192,6 +214,7 @@ impl Shelf {
         let opened = Handed::open(&self.folder, id);
         let handed = opened.inspect_err(|_| drop(std::fs::remove_file(&path)))?;
         self.present.insert(id, handed.bytes);
+        self.reach_bytes = self.reach_bytes.max(handed.bytes);
         self.last_commit = self.last_commit.saturating_add(commits_possible(handed.bytes));
         Ok((handed, fresh))
     }
@@ -246,6 +269,38 @@ mod tests {
         shelf.retire(one.id).unwrap();
         let three = shelf.spare(1).unwrap();
         assert!(three.id > two.id, "a number was used twice");
+    }
+
+    /// Also one that was given back: it is open in the sandbox for as long as that likes.
+    #[test]
+    fn only_what_is_shorter_than_the_longest_can_be_stretched() {
+        let (_dir, mut shelf) = shelf(u64::MAX);
+        assert!(!shelf.can_be_stretched());
+        let one = shelf.spare(1).unwrap();
+        let _two = shelf.spare(1).unwrap();
+        assert!(!shelf.can_be_stretched());
+        let _long = shelf.spare(4 * SEGMENT_BYTES).unwrap();
+        assert!(shelf.can_be_stretched());
+        shelf.retire(one.id).unwrap();
+        assert!(shelf.can_be_stretched());
+    }
+
+    #[test]
+    fn who_has_files_of_its_own_can_stretch_any_segment() {
+        let (_dir, mut shelf) = shelf(u64::MAX);
+        let _one = shelf.spare(1).unwrap();
+        shelf.beside_files();
+        assert!(shelf.can_be_stretched());
+    }
+
+    /// What was copied may be shorter than the first segment that is handed in beside it.
+    #[test]
+    fn a_log_of_short_segments_can_be_stretched() {
+        let (_dir, mut shelf) = shelf(u64::MAX);
+        shelf.present.insert(1, SEGMENT_BYTES / 2);
+        assert!(!shelf.can_be_stretched());
+        let _spare = shelf.spare(1).unwrap();
+        assert!(shelf.can_be_stretched());
     }
 
     #[test]

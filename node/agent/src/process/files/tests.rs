@@ -152,11 +152,9 @@ fn numbers_of_segments_are_never_used_twice() {
     note(folder::ids(&room.paths.local).unwrap());
     room.swap_out();
     forget_local(&room.paths);
+    let swapped = folder::ids(&room.paths.swapped(Epoch::new(9))).unwrap();
     let opened = room.open(SWAPPED, 10).unwrap();
-    assert_eq!(
-        opened.log.iter().map(|segment| segment.id).collect::<Vec<_>>(),
-        folder::ids(&room.paths.swapped(Epoch::new(9))).unwrap()
-    );
+    assert_eq!(opened.log.iter().map(|segment| segment.id).collect::<Vec<_>>(), swapped);
     note(folder::ids(&room.paths.local).unwrap());
 }
 
@@ -170,6 +168,112 @@ fn what_the_record_points_to_counts_whatever_else_lies_there() {
     assert_eq!(value(room.open(Origin::Local, 9).unwrap(), &whose(7)), b"two");
     // The record says swapped: nobody can have had a reply from the local segments.
     assert_eq!(value(room.open(SWAPPED, 10).unwrap(), &whose(7)), b"one");
+}
+
+/// A node dies after a reply and before the record says that the state was swapped in; and once more while it starts again.
+#[test]
+fn state_that_was_moved_in_counts_before_the_record_says_so() {
+    let room = Room::new();
+    put(room.open(NEW, 7).unwrap(), b"one");
+    room.swap_out();
+    forget_local(&room.paths);
+    let swapped = folder_of(&room.paths.swapped(Epoch::new(9)));
+    let opened = room.open(SWAPPED, 10).unwrap();
+    assert!(!opened.copied);
+    assert_eq!(folder_of(&room.paths.local), swapped, "it was copied without need");
+    assert!(!room.paths.swapped(Epoch::new(9)).exists());
+    put(opened, b"replied");
+    assert_eq!(value(room.open(SWAPPED, 11).unwrap(), &whose(7)), b"replied");
+    assert_eq!(value(room.open(SWAPPED, 12).unwrap(), &whose(7)), b"replied");
+    // Who reads it without a sandbox finds it, too, and may swap it out once more.
+    let (paths, whose) = (&room.paths, &whose(7));
+    let at_rest = AtRest { paths, whose, lies: Lies::Swapped(Epoch::new(9)), durable: 0 };
+    assert_eq!(at_rest.read().unwrap().get(b"key").unwrap().as_deref(), Some(&b"replied"[..]));
+    at_rest.swap_out(Epoch::new(13), None).unwrap();
+    forget_local(paths);
+    let later = Origin::Swapped { epoch: Epoch::new(13) };
+    assert_eq!(value(room.open(later, 14).unwrap(), whose), b"replied");
+}
+
+/// Nobody has synced the folders' names, but a commit was synced: it is in the folder, wherever that lies then.
+#[test]
+fn a_loss_of_power_that_takes_the_move_back_takes_no_commit_along() {
+    let room = Room::new();
+    put(room.open(NEW, 7).unwrap(), b"one");
+    room.swap_out();
+    forget_local(&room.paths);
+    put(room.open(SWAPPED, 10).unwrap(), b"two");
+    std::fs::rename(&room.paths.local, room.paths.swapped(Epoch::new(9))).unwrap();
+    let (paths, whose) = (&room.paths, &whose(7));
+    let at_rest = AtRest { paths, whose, lies: Lies::Swapped(Epoch::new(9)), durable: 0 };
+    assert_eq!(at_rest.read().unwrap().get(b"key").unwrap().as_deref(), Some(&b"two"[..]));
+    assert_eq!(value(room.open(SWAPPED, 11).unwrap(), whose), b"two");
+}
+
+/// Before anything is called durable that is written after a swap-in, the place where it is found is on the disk.
+#[test]
+fn the_names_of_what_was_moved_in_are_synced_before_it_is_called_durable() {
+    let room = Room::new();
+    put(room.open(NEW, 7).unwrap(), b"one");
+    room.swap_out();
+    forget_local(&room.paths);
+    crate::dir::tests::SYNCED.take();
+    room.open(SWAPPED, 10).unwrap();
+    let (local, app) = (room.paths.local.clone(), room.paths.state.clone());
+    let state = app.parent().unwrap().to_owned();
+    assert_eq!(crate::dir::tests::SYNCED.take(), [local, app, state]);
+}
+
+/// What lies at a process's place is not its own because the swap store has nothing of it.
+#[test]
+fn a_deleted_namesakes_folder_is_not_taken_for_swapped_state() {
+    let room = Room::new();
+    put(room.open(NEW, 7).unwrap(), b"old");
+    let namesake = whose(8);
+    let problem = room.open_as(&namesake, SWAPPED, 10).expect_err("its own is gone");
+    assert_eq!(problem.kind(), Kind::StateLost);
+    assert_eq!(value(room.open(Origin::Local, 8).unwrap(), &whose(7)), b"old");
+}
+
+/// A swap store on another disk: there are two of the state then, and the record tells which counts.
+#[test]
+fn what_cannot_be_moved_is_copied_and_counts_when_the_record_says_so() {
+    let mut room = Room::new();
+    let Ok(other) = tempfile::tempdir_in("/dev/shm") else {
+        eprintln!("SKIPPED what_cannot_be_moved_is_copied_and_counts_when_the_record_says_so: no /dev/shm");
+        return;
+    };
+    room.paths.swap = other.path().join("process");
+    if other.path().metadata().unwrap().dev() == room.paths.state.parent().unwrap().metadata().unwrap().dev()
+    {
+        eprintln!("SKIPPED what_cannot_be_moved_is_copied_and_counts_when_the_record_says_so: one disk");
+        return;
+    }
+    put(room.open(NEW, 7).unwrap(), b"one");
+    room.swap_out();
+    forget_local(&room.paths);
+    // A crash while it was copied.
+    let half = unfinished(&room.paths.local);
+    std::fs::create_dir_all(&half).unwrap();
+    std::fs::write(folder::file(&half, 1), "half").unwrap();
+    crate::dir::tests::SYNCED.take();
+    let opened = room.open(SWAPPED, 10).unwrap();
+    assert!(opened.copied && !half.exists());
+    let synced = crate::dir::tests::SYNCED.take();
+    assert!(synced.starts_with(&[
+        room.paths.state.parent().unwrap().to_owned(),
+        half,
+        room.paths.state.clone()
+    ]));
+    put(opened, b"no reply has left");
+    // A crash before the record, and one after it.
+    assert_eq!(value(room.open(SWAPPED, 11).unwrap(), &whose(7)), b"one");
+    put(room.open(SWAPPED, 12).unwrap(), b"two");
+    assert_eq!(value(room.open(Origin::Local, 13).unwrap(), &whose(7)), b"two");
+}
+
+fn folder_of(path: &Path) -> u64 {
+    path.metadata().unwrap().ino()
 }
 
 #[test]
