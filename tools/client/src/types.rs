@@ -217,6 +217,9 @@ pub struct LogLine {
     /// The invocation, where it can be known.
     #[serde(default)]
     pub invocation: Option<String>,
+    /// The trace that the invocation belongs to: `traceparent` of W3C Trace Context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// `stdout stderr log host`.
     pub stream: String,
     /// The line, without its end.

@@ -411,7 +411,7 @@ impl<R: Runtime> Driver<R> {
     fn turn(&mut self, shared: &mut Shared, context: &mut Context<'_>) -> bool {
         let machine = &mut shared.machine;
         machine.pump(Instant::now());
-        if let Some((key, address)) = machine.dial(Instant::now()) {
+        while let Some((key, address)) = machine.dial(Instant::now()) {
             let connecting = Box::pin(self.runtime.connect(&address));
             self.ends.push(Remote { key, at: Stage::Connecting(connecting) });
         }

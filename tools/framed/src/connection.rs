@@ -214,7 +214,7 @@ impl Connection {
     /// Before waiting: connects what is to be connected, and sends what is to be sent.
     fn prepare(&mut self, now: Instant) {
         self.machine.pump(now);
-        if let Some((key, address)) = self.machine.dial(now) {
+        while let Some((key, address)) = self.machine.dial(now) {
             match Socket::dial(key, &address) {
                 Ok(socket) => self.sockets.push(socket),
                 Err(error) => self.machine.cut(key, error, Instant::now()),

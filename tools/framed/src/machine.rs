@@ -17,7 +17,7 @@ use std::{
 };
 
 use denizen_protocol::{
-    CancelReason, Retry, Violation,
+    CancelReason, Problem, Retry, Violation,
     client::{Fate, Next, Resume, Session, Unfinished, resume},
     problem::{DRAINING, FUNCTIONS_CHANGED},
 };
@@ -29,6 +29,7 @@ use crate::{
     request::{Reply, Request},
 };
 
+mod elsewhere;
 #[cfg(test)]
 mod tests;
 
@@ -72,6 +73,8 @@ struct Pending {
     /// What is left of a stream whose connection is gone.
     rest: Option<Box<Incoming>>,
     tries: u32,
+    /// Where it was moved to, if it was.
+    moves: Option<Box<elsewhere::Moves>>,
 }
 
 /// One connection.
@@ -125,12 +128,21 @@ pub(crate) struct Machine {
     /// Calls that have ended by something else than their own answer.
     given_ends: u64,
     salt: RandomState,
+    /// Calls that are moved are made elsewhere from here. One that is for one process is told by a MOVED where that lives; and what is
+    /// moved again goes back to where it began.
+    follows: bool,
+    /// Machines of other addresses, for calls that were moved there.
+    branches: Vec<elsewhere::Branch>,
+    last_branch: u64,
+    /// Calls that are to be made elsewhere, and what their nodes said.
+    moved: Vec<(u64, Box<Problem>)>,
 }
 
 impl Machine {
     pub(crate) fn new(options: Options) -> Result<Machine, Error> {
         Ok(Machine {
             session: Session::sharing(options.target()?, &options.epochs),
+            follows: !options.is_bound(),
             options,
             links: Vec::new(),
             last_key: 0,
@@ -147,6 +159,9 @@ impl Machine {
             news: 0,
             given_ends: 0,
             salt: RandomState::new(),
+            branches: Vec::new(),
+            last_branch: 0,
+            moved: Vec::new(),
         })
     }
 
@@ -157,7 +172,7 @@ impl Machine {
         self.try_anew();
         self.last_ticket += 1;
         let until = request.deadline.and_then(|deadline| now.checked_add(deadline));
-        let pending = Pending { request, input, until, at: None, rest: None, tries: 0 };
+        let pending = Pending { request, input, until, at: None, rest: None, tries: 0, moves: None };
         self.expires = earlier(self.expires, pending.expires());
         self.waiting.push_back(self.last_ticket);
         self.calls.insert(self.last_ticket, pending);
@@ -252,6 +267,9 @@ impl Machine {
         self.ended.remove(&ticket);
         self.over.remove(&ticket);
         let Some(pending) = self.calls.remove(&ticket) else { return };
+        if let Some(moves) = &pending.moves {
+            self.forget_elsewhere(moves, reason);
+        }
         if let Some((key, id)) = pending.at
             && let Some(link) = self.links.iter_mut().find(|link| link.key == key)
         {
@@ -270,6 +288,8 @@ impl Machine {
             self.end(ticket, pending.is_whole(), error);
         }
         self.links.clear();
+        self.branches.clear();
+        self.moved.clear();
         self.waiting.clear();
         self.is_wanted = false;
     }
@@ -339,6 +359,7 @@ impl Machine {
             self.cut(link.key, io::Error::new(io::ErrorKind::TimedOut, why), now);
         }
         self.send_begun(now);
+        self.pump_branches(now);
     }
 
     /// Until when nothing is to be done unless bytes come.
@@ -349,11 +370,15 @@ impl Machine {
             Some(_) => None,
             None => self.connect_at.filter(|_| self.is_waited_for()),
         };
-        earlier(self.expires, other)
+        self.or_elsewhere(earlier(self.expires, other))
     }
 
     /// A connection that is to be made now: its key, and where to.
     pub(crate) fn dial(&mut self, now: Instant) -> Option<(u64, String)> {
+        self.dial_here(now).or_else(|| self.dial_elsewhere(now))
+    }
+
+    fn dial_here(&mut self, now: Instant) -> Option<(u64, String)> {
         let has_link = self.links.last().is_some_and(|link| link.stage != Stage::Leaving);
         if has_link || !self.is_waited_for() || self.connect_at.is_some_and(|at| now < at) {
             return None;
@@ -378,6 +403,9 @@ impl Machine {
     pub(crate) fn connected(&mut self, key: u64, now: Instant) {
         let until = now + self.options.connect_timeout;
         self.news += 1;
+        if let Some((machine, key)) = self.branch(key) {
+            return machine.connected(key, now);
+        }
         if let Some(link) = self.link(key) {
             link.stage = Stage::Greeting(until);
         }
@@ -386,11 +414,14 @@ impl Machine {
 
     /// Whether this connection is of any use.
     pub(crate) fn has_link(&self, key: u64) -> bool {
-        self.links.iter().any(|link| link.key == key)
+        self.links.iter().any(|link| link.key == key) || self.has_branch_link(key)
     }
 
     /// What is to be sent on a connection now.
     pub(crate) fn fill(&mut self, key: u64) -> &[u8] {
+        if self.has_branch_link(key) {
+            return self.branch(key).map_or(&[], |(machine, key)| machine.fill(key));
+        }
         let link = self.links.iter_mut().find(|link| link.key == key);
         match link {
             Some(link) if !matches!(link.stage, Stage::Dialing(_)) => link.exchange.fill(),
@@ -401,6 +432,9 @@ impl Machine {
     /// So much of it was sent.
     pub(crate) fn was_sent(&mut self, key: u64, len: usize) {
         self.news += 1;
+        if let Some((machine, key)) = self.branch(key) {
+            return machine.was_sent(key, len);
+        }
         if let Some(link) = self.link(key) {
             link.exchange.was_sent(len);
         }
@@ -409,6 +443,10 @@ impl Machine {
     /// Takes in what was received.
     pub(crate) fn received(&mut self, key: u64, bytes: &[u8], now: Instant) {
         self.news += 1;
+        if let Some((machine, key)) = self.branch(key) {
+            machine.received(key, bytes, now);
+            return self.gather(now);
+        }
         let Some(link) = self.link(key) else { return };
         let received = link.exchange.receive(bytes);
         self.collect(key);
@@ -430,12 +468,17 @@ impl Machine {
             }
             Ok(()) => {}
         }
+        self.follow_moved(now);
         self.send_begun(now);
     }
 
     /// The connection could not be made, or is gone.
     pub(crate) fn cut(&mut self, key: u64, error: io::Error, now: Instant) {
         self.news += 1;
+        if let Some((machine, key)) = self.branch(key) {
+            machine.cut(key, error, now);
+            return self.gather(now);
+        }
         let Some(link) = self.link(key) else { return };
         if !matches!(link.stage, Stage::Dialing(_)) {
             return self.end_link(key, Cut::Io(error), now);
@@ -504,6 +547,7 @@ impl Machine {
         let limit = self.options.reply_limit;
         let Some(link) = self.links.iter_mut().find(|link| link.key == key) else { return };
         for id in link.exchange.take_ended() {
+            let Some(link) = self.links.iter_mut().find(|link| link.key == key) else { return };
             let Some(&ticket) = link.tickets.get(&id) else { continue };
             let Some(pending) = self.calls.get_mut(&ticket) else { continue };
             if !pending.is_whole() {
@@ -516,6 +560,14 @@ impl Machine {
             if end.as_ref().is_err_and(nothing_was_done) && pending.tries < MAX_TRIES {
                 pending.at = None;
                 self.waiting.push_back(ticket);
+                continue;
+            }
+            if let Err(error) = &end
+                && self.moves(ticket, error)
+            {
+                if let Some(pending) = self.calls.get_mut(&ticket) {
+                    pending.at = None;
+                }
                 continue;
             }
             self.calls.remove(&ticket);

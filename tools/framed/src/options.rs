@@ -120,6 +120,17 @@ impl Options {
     }
 
     /// What a session begins with.
+    /// Whether it is for one process.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// The same at another address.
+    pub(crate) fn at(mut self, address: &str) -> Options {
+        address.clone_into(&mut self.address);
+        self
+    }
+
     pub(crate) fn target(&self) -> Result<Target, Error> {
         let token = self.token.as_deref().map(|text| token::from_text(text.trim())).transpose();
         let (call_window, connection_window) = self.window;

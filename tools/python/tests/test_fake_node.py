@@ -9,6 +9,7 @@ import unittest
 import denizen
 
 FAKE = os.environ.get("DENIZEN_FAKE", "")
+OTHER_FAKE = os.environ.get("DENIZEN_OTHER_FAKE", "")
 # Generous: the machine may be busy. Nothing here waits for it to pass.
 PATIENCE = 60.0
 LARGE = bytes(at % 251 for at in range(3 << 20))
@@ -175,6 +176,26 @@ class Failures(unittest.TestCase):
             self.assertEqual(connection.call("echo", b"x", traceparent=text).body, b"x")
             with self.assertRaises(denizen.BadRequest):
                 connection.call("echo", b"x", traceparent="00-0af7-01")
+
+    def test_calls_that_were_moved_are_made_where_their_process_is(self):
+        here, there = FAKE.rpartition(":")[2], OTHER_FAKE.rpartition(":")[2]
+        with connect(process=None) as connection:
+            moved = [connection.begin("count", process=f"via-{here}-{there}") for _ in range(3)]
+            stays = connection.begin("echo", b"x", process="bob")
+            self.assertEqual(sorted(int(call.wait().body) for call in moved), [1, 2, 3])
+            self.assertEqual(stays.wait().body, b"x")
+            with self.assertRaises(denizen.HostFault) as caught:
+                connection.call("count", process=f"via-{here}-{there}-{here}")
+            self.assertEqual((caught.exception.kind, caught.exception.retry), ("moved", "safe"))
+            self.assertIn("circle", str(caught.exception))
+            with self.assertRaises(denizen.DeadlineExceeded):
+                connection.call("slow", b"60000", process=f"via-{here}-{there}", deadline=0.05)
+            self.assertEqual(connection.call("count", process=f"via-{here}-{there}").body, b"4")
+            self.assertEqual(connection.in_flight, 0)
+        with connect(process=None, patience=0.1) as connection:
+            with self.assertRaises(denizen.Unreachable) as unreachable:
+                connection.call("count", process=f"via-{here}-1")
+            self.assertEqual(unreachable.exception.retry, "safe")
 
     def test_moves_are_not_followed_for_ever(self):
         with self.assertRaises(denizen.HostFault) as caught:

@@ -12,6 +12,7 @@ import denizen
 
 DATA = os.environ.get("DENIZEN_DATA", "")
 TOKEN = os.environ.get("DENIZEN_TOKEN") or None
+FAULTY_TOKEN = os.environ.get("DENIZEN_FAULTY_TOKEN") or None
 PATIENCE = 60.0
 
 
@@ -69,6 +70,15 @@ class RealNode(unittest.TestCase):
             self.addCleanup(unbound.close)
             unbound.call("value", process=f"{self.process}-not-there", create=False)
         self.assertEqual(caught.exception.kind, "unknown-process")
+
+    @unittest.skipUnless(FAULTY_TOKEN, "SKIPPED traces: DENIZEN_FAULTY_TOKEN is not set")
+    def test_a_trace_is_of_one_call(self):
+        trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        for process in (self.process, None):
+            connection = denizen.Connection(DATA, "faulty", process, token=FAULTY_TOKEN, patience=PATIENCE)
+            self.addCleanup(connection.close)
+            self.assertEqual(connection.call("traced", traceparent=trace).body.decode(), trace)
+            self.assertEqual(connection.call("traced").body, b"none")
 
     def test_a_pool_of_threads(self):
         pool = denizen.Pool(DATA, "counter", self.process, token=TOKEN, patience=PATIENCE, keep=4)

@@ -62,6 +62,10 @@ pub(super) fn told(error: &Error) -> Failure {
 
 /// A frame says what the document over HTTP says, but for what follows from its type.
 pub(super) fn of_problem(problem: &denizen_framed::Problem) -> denizen_client::ClientError {
+    let mut more = Map::new();
+    if problem.replayed {
+        more.insert("replayed".to_owned(), true.into());
+    }
     let entry = Kind::ALL.map(Kind::entry).into_iter().find(|entry| entry.slug == problem.kind);
     denizen_client::ClientError::Problem(Box::new(Problem {
         kind: format!("urn:denizen:problem:{}", problem.kind),
@@ -74,7 +78,7 @@ pub(super) fn of_problem(problem: &denizen_framed::Problem) -> denizen_client::C
         remedy: problem.remedy.clone().or_else(|| entry.map(|entry| entry.remedy.to_owned())),
         process: problem.process.clone(),
         invocation: problem.invocation.clone(),
-        more: Map::new(),
+        more,
     }))
 }
 

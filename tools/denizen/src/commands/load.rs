@@ -166,7 +166,10 @@ impl Run<'_> {
             Cell::number(sum.succeeded().to_string()),
             Cell::number(format!("{:.0}", self.calls_per_second(sum))),
         ];
-        row.extend(sum.percentiles().iter().map(|(_, time)| Cell::number(meter::short(*time))));
+        row.extend(sum.percentiles().iter().map(|(_, time)| match sum.succeeded() {
+            0 => Cell::number("-"),
+            _ => Cell::number(meter::short(*time)),
+        }));
         row.push(Cell::number(sum.failed().to_string()));
         table.row(row);
         terminal.raw(table.render(terminal.out).as_bytes())?;
@@ -175,15 +178,21 @@ impl Run<'_> {
         }
         let mut errors = Table::with_head(&["FAILED", "TYPE", "THE FIRST OF THEM"]);
         for (kind, failed) in sum.errors() {
-            let first = failed.first.chars().take(100).collect::<String>();
+            // The clients' errors begin with their type, which has a column here.
+            let said = failed.first.strip_prefix(kind).and_then(|rest| rest.strip_prefix(": "));
+            let first = said.unwrap_or(&failed.first).chars().take(100).collect::<String>();
             errors.row(vec![Cell::number(failed.count.to_string()), Cell::plain(kind), Cell::plain(first)]);
         }
         terminal.raw(format!("\n{}", errors.render(terminal.out)).as_bytes())
     }
 
     fn document(&self, terminal: &Terminal, sum: &tally::Sum) -> Result<(), Failure> {
-        let latency: serde_json::Map<_, _> =
-            sum.percentiles().iter().map(|(name, time)| ((*name).to_owned(), json!(in_us(*time)))).collect();
+        let measured = sum.succeeded() > 0;
+        let latency: serde_json::Map<_, _> = sum
+            .percentiles()
+            .iter()
+            .map(|(name, time)| ((*name).to_owned(), json!(measured.then(|| in_us(*time)))))
+            .collect();
         let errors: serde_json::Map<_, _> =
             sum.errors().map(|(kind, failed)| (kind.to_owned(), json!(failed.count))).collect();
         terminal.document(&json!({

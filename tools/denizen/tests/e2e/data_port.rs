@@ -163,9 +163,9 @@ fn a_connection_ends_with_its_token_and_is_told_before(mode: Mode) {
     let mut peer = Peer::with(&node, &Hello { token, ..Hello::new("faulty", Some("a")) });
     let id = peer.begin(&Call::new("stream_for_ever"), b"");
     peer.until(|peer| peer.over);
+    let drained = peer.drained.as_ref().map(|drain| (drain.reason, drain.last));
+    assert_eq!(drained, Some((DrainReason::TokenExpires, id)));
     if mode == Mode::Relay {
-        let drained = peer.drained.as_ref().map(|drain| (drain.reason, drain.last));
-        assert_eq!(drained, Some((DrainReason::TokenExpires, id)));
         let problem = peer.refused.as_ref().expect("it is said why");
         assert_eq!(problem.cause.as_deref(), Some("token-expired"));
     }

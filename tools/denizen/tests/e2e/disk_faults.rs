@@ -89,9 +89,19 @@ impl FailingDisk {
         self.0.path().join("fs")
     }
 
-    fn node(&self) -> Node {
-        self.0.start_in("fs").node()
+    /// A node on it whose process `faulty/p` has counted once, durably, and the names of its files.
+    fn node_that_counted(&self) -> (Node, BTreeSet<String>) {
+        let node = self.0.start_in("fs").node();
+        node.deploy(faulty_image());
+        assert_eq!(count_durably(&node), "1", "{}", node.said());
+        let names = names(&self.path(), "faulty/p");
+        (node, names)
     }
+}
+
+/// Counts in `faulty/p`: what the reply says is on the disk.
+fn count_durably(node: &Node) -> String {
+    node.post("/v1/apps/faulty/processes/p/functions/count", &[("Denizen-Durability", "node")], b"").body()
 }
 
 impl Drop for FailingDisk {
@@ -106,13 +116,7 @@ impl Drop for FailingDisk {
 fn a_disk_that_fails_at_the_last_sync_makes_the_files_suspect() {
     let test = "a_disk_that_fails_at_the_last_sync_makes_the_files_suspect";
     let Some(disk) = FailingDisk::new(test) else { return };
-    let node = disk.node();
-    node.deploy(faulty_image());
-    let count = |level: &str| {
-        node.post("/v1/apps/faulty/processes/p/functions/count", &[("Denizen-Durability", level)], b"")
-    };
-    assert_eq!(count("node").body(), "1", "{}", node.said());
-    let old = names(&disk.path(), "faulty/p");
+    let (node, old) = disk.node_that_counted();
     // What is written now finds no room below when it is synced.
     disk.0.fill();
     assert_eq!(node.call("faulty", "p", "keep", &[7; 900_000]).status, 200, "{}", node.said());
@@ -127,7 +131,7 @@ fn a_disk_that_fails_at_the_last_sync_makes_the_files_suspect() {
     assert_eq!(node.call("faulty", "p", "value", b"").body(), "2", "{}", node.said());
     let new = names(&disk.path(), "faulty/p");
     assert!(!new.contains(SUSPECT) && new.is_disjoint(&old), "{old:?}, then {new:?}");
-    assert_eq!(count("node").body(), "3");
+    assert_eq!(count_durably(&node), "3", "{}", node.said());
 }
 
 /// A caller who wants it durable is told that nobody knows, and no later sync makes a promise of it.
@@ -135,10 +139,7 @@ fn a_disk_that_fails_at_the_last_sync_makes_the_files_suspect() {
 fn a_disk_that_fails_under_a_call_fails_it() {
     let test = "a_disk_that_fails_under_a_call_fails_it";
     let Some(disk) = FailingDisk::new(test) else { return };
-    let node = disk.node();
-    node.deploy(faulty_image());
-    assert_eq!(node.call("faulty", "p", "count", b"").body(), "1", "{}", node.said());
-    let old = names(&disk.path(), "faulty/p");
+    let (node, old) = disk.node_that_counted();
     disk.0.fill();
     let keep = "/v1/apps/faulty/processes/p/functions/keep";
     let reply = node.post(keep, &[("Denizen-Durability", "node")], &[7; 900_000]);
@@ -156,10 +157,7 @@ fn a_disk_that_fails_under_a_call_fails_it() {
 fn a_disk_that_fails_under_a_sync_at_rest_makes_the_files_suspect() {
     let test = "a_disk_that_fails_under_a_sync_at_rest_makes_the_files_suspect";
     let Some(disk) = FailingDisk::new(test) else { return };
-    let node = disk.node();
-    node.deploy(faulty_image());
-    assert_eq!(node.call("faulty", "p", "count", b"").body(), "1", "{}", node.said());
-    let old = names(&disk.path(), "faulty/p");
+    let (node, old) = disk.node_that_counted();
     disk.0.fill();
     let kept = node.call("faulty", "p", "keep", &[7; 900_000]);
     let commit = kept.header("denizen-commit").expect("a commit");

@@ -1,4 +1,4 @@
-/* A plugin that attacks the node: through its state file, its control socket (descriptor 3), its output, its threads. */
+/* A plugin that attacks the node: through its state file, its control sockets (descriptors 3 and 5), its output, its threads. */
 #define _GNU_SOURCE
 #include <denizen.h>
 
@@ -25,7 +25,7 @@ struct header {
     uint64_t c;
 };
 
-enum { CONTROL = 3, CREDIT = 6, LOG_LINE = 37 };
+enum { CONTROL = 3, RING = 4, ANSWERS = 5, CREDIT = 6, LOG_LINE = 37 };
 
 static int32_t say(dz_call *call, const char *text) {
     host->reply_write(call, dz_text(text));
@@ -77,9 +77,8 @@ static int32_t stretch(void *data, dz_call *call) {
 }
 
 /* Fills every segment that it has, and behind its end as far as it can, up to 2 MiB. */
-static int32_t hoard(void *data, dz_call *call) {
+static int hoard_all(void) {
     static char bytes[256 << 10];
-    char text[40];
     struct stat about;
     int longer = 0;
     for (int fd = CONTROL + 1; fd < 64; fd++) {
@@ -90,8 +89,25 @@ static int32_t hoard(void *data, dz_call *call) {
             end += sizeof bytes;
         longer += about.st_size < 2 << 20 && end >= 2 << 20;
     }
-    snprintf(text, sizeof text, "%d", longer);
+    return longer;
+}
+
+static int32_t hoard(void *data, dz_call *call) {
+    char text[40];
+    snprintf(text, sizeof text, "%d", hoard_all());
     return say(call, text);
+}
+
+static void *hoard_in_silence(void *data) {
+    sleep(2);
+    hoard_all();
+    return data;
+}
+
+/* The same from a thread of its own, when the call is long over and the process idle. */
+static int32_t hoard_alone(void *data, dz_call *call) {
+    static pthread_t alone;
+    return pthread_create(&alone, NULL, hoard_in_silence, NULL);
 }
 
 /* Writes the input over its state: an offset (8 bytes, little-endian) and what goes there. */
@@ -109,7 +125,7 @@ static int32_t frames(void *data, dz_call *call) {
     dz_slice input;
     host->input(call, &input);
     for (size_t at = 0; at < input.len;) {
-        ssize_t count = write(CONTROL, input.ptr + at, input.len - at);
+        ssize_t count = write(ANSWERS, input.ptr + at, input.len - at);
         if (count <= 0)
             break;
         at += (size_t)count;
@@ -120,12 +136,19 @@ static int32_t frames(void *data, dz_call *call) {
 /* Leaves the agent and goes on. */
 static int32_t leave(void *data, dz_call *call) {
     close(CONTROL);
+    close(ANSWERS);
     for (;;)
         pause();
 }
 
 /* Ends as a runner ends that has met a fault, its disk's for example. */
 static int32_t fault(void *data, dz_call *call) { _exit(70); }
+
+/* Takes the ring away over which its process serves its callers. */
+static int32_t spoil(void *data, dz_call *call) {
+    close(RING);
+    return say(call, "spoiled");
+}
 
 static int32_t stop_itself(void *data, dz_call *call) {
     syscall(SYS_tgkill, 1, syscall(SYS_gettid), SIGSTOP);
@@ -150,7 +173,7 @@ static void *small_frames(uint8_t kind) {
         headers[at].kind = kind;
         headers[at].id = 1;
     }
-    write_for_ever(CONTROL, headers, sizeof headers);
+    write_for_ever(ANSWERS, headers, sizeof headers);
     return NULL;
 }
 
@@ -176,7 +199,9 @@ static const struct {
 } functions[] = {
     {"count", count, 0},         {"grow", grow, 0},         {"stretch", stretch, 0}, {"overwrite", overwrite, 0},
     {"frames", frames, 0},       {"leave", leave, 0},       {"stop", stop_itself, 0}, {"newlines", flood, 0},
-    {"fault", fault, 0},         {"hoard", hoard, 0},         {"log-lines", flood, 1},     {"credits", flood, 2},     {"escape", escape, 0},
+    {"fault", fault, 0},         {"hoard", hoard, 0}, {"hoard-alone", hoard_alone, 0},
+    {"log-lines", flood, 1},     {"credits", flood, 2},     {"escape", escape, 0},
+    {"spoil", spoil, 0},
 };
 
 int32_t denizen_plugin_init(const dz_host *given, const dz_init *init) {

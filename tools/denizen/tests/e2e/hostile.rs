@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use denizen_protocol::Hello;
+use denizen_protocol::client::Call;
 use denizen_protocol::token::Claims;
 
 use crate::node::{DENIZEN, Node, PATIENCE, Start, await_within, compile_c, scratch, text};
@@ -156,6 +157,18 @@ fn a_sandbox_that_claims_to_drain_is_not_asked_again_and_again() {
 }
 
 #[test]
+fn a_sandbox_that_lies_about_what_is_remembered_is_ended() {
+    let said = |bytes: &[u8]| send_to_agent(bytes).1["detail"].as_str().unwrap().to_owned();
+    const END_AND_REPLAYED: u8 = 3;
+    let reply = frame(REPLY, END_AND_REPLAYED, 2, 0, 1, b"\0\0");
+    let failure = br#"{"kind":"failed","message":"","started":true,"committed":false,"replayed":true}"#;
+    for lie in [reply, frame(FAIL, 0, 2, 0, 1, failure)] {
+        let detail = said(&lie);
+        assert!(detail.contains("has no idempotency key"), "{detail}");
+    }
+}
+
+#[test]
 fn nonsense_about_connections_ends_the_sandbox() {
     let said = |bytes: &[u8]| send_to_agent(bytes).1["detail"].as_str().unwrap().to_owned();
     let detail = said(&frame(CALLER_DONE, 0, 1, 1, 0, b""));
@@ -168,6 +181,8 @@ fn nonsense_about_connections_ends_the_sandbox() {
     assert!(detail.contains("had not overrun"), "{detail}");
     let detail = said(&frame(OVERRUN, 0, DIRECT | 1, 0, 0, b"").repeat(2));
     assert!(detail.contains("overran twice"), "{detail}");
+    let detail = said(&frame(LOG_LINE, 0, DIRECT | 5, 25, 0, b"half a trace"));
+    assert!(detail.contains("a trace is cut short"), "{detail}");
     // A log line of a direct call names one that may be.
     let said = send_to_agent_and_go_on(&frame(LOG_LINE, 0, DIRECT | 5, 0, 0, b"who says that"));
     assert!(said.contains("who says that"), "{said}");
@@ -268,11 +283,8 @@ fn a_segment_as_long_as_it_can_be_is_soon_refused() {
     assert_still_counts(&node, "stretching a segment");
 }
 
-/// The look that would find it in half a minute comes when the disk shrinks.
-#[test]
-fn a_sandbox_that_takes_the_disk_by_its_segments_is_soon_found() {
-    let test = "a_sandbox_that_takes_the_disk_by_its_segments_is_soon_found";
-    let Some(disk) = crate::full_disk::Disk::new(test) else { return };
+/// A node in whose only process every segment but one could be made longer.
+fn with_segments_to_stretch(disk: &crate::full_disk::Disk) -> Node {
     let node = disk.start().args(&["--idle", "10m"]).node();
     node.deploy(image());
     assert_eq!(node.call("hostile", "victim", "count", b"").body(), "1");
@@ -283,13 +295,35 @@ fn a_sandbox_that_takes_the_disk_by_its_segments_is_soon_found() {
     let folder = disk.path().join("state/hostile/victim.state");
     let has_all = || std::fs::read_dir(&folder).unwrap().count() >= 4;
     await_within(PATIENCE, has_all, || node.said());
-    let longer: u32 = node.call("hostile", "victim", "hoard", b"").body().parse().unwrap();
-    assert!(longer >= 3, "{longer} segments could be made longer");
+    node
+}
+
+fn await_found(node: &Node) {
     let is_over = || node.process("hostile", "victim")["phase"] == "failed";
     await_within(Duration::from_secs(20), is_over, || node.said());
     let failure = node.process("hostile", "victim")["failure"].to_string();
     assert!(failure.contains("behind the end"), "{failure}");
-    assert_still_counts(&node, "taking the disk");
+    assert_still_counts(node, "taking the disk");
+}
+
+#[test]
+fn a_sandbox_that_takes_the_disk_by_its_segments_is_soon_found() {
+    let test = "a_sandbox_that_takes_the_disk_by_its_segments_is_soon_found";
+    let Some(disk) = crate::full_disk::Disk::new(test) else { return };
+    let node = with_segments_to_stretch(&disk);
+    let longer: u32 = node.call("hostile", "victim", "hoard", b"").body().parse().unwrap();
+    assert!(longer >= 3, "{longer} segments could be made longer");
+    await_found(&node);
+}
+
+/// Nothing is heard of it: no call, no frame, no wish for another segment.
+#[test]
+fn a_sandbox_that_takes_the_disk_while_it_is_idle_is_soon_found() {
+    let test = "a_sandbox_that_takes_the_disk_while_it_is_idle_is_soon_found";
+    let Some(disk) = crate::full_disk::Disk::new(test) else { return };
+    let node = with_segments_to_stretch(&disk);
+    assert_eq!(node.call("hostile", "victim", "hoard-alone", b"").status, 200);
+    await_found(&node);
 }
 
 #[test]
@@ -414,13 +448,12 @@ fn others_are_served_beside(flood: &str) {
     for _ in 0..15 {
         node.assert_others_work("hostile");
     }
-    for _ in 0..12 {
-        let (begun, before) = (Instant::now(), executor_time(&node));
-        std::thread::sleep(Duration::from_millis(250));
-        let used = executor_time(&node) - before;
-        let passed = begun.elapsed();
-        assert!(used < passed / 2, "a flood of {flood} took {used:?} of {passed:?}");
-    }
+    let (begun, before) = (Instant::now(), executor_time(&node));
+    std::thread::sleep(Duration::from_secs(3));
+    let used = executor_time(&node) - before;
+    let passed = begun.elapsed();
+    println!("a flood of {flood} took {used:?} of {passed:?}");
+    assert!(used < passed / 2, "a flood of {flood} took {used:?} of {passed:?}");
     assert_eq!(node.process("hostile", "victim")["phase"], "active", "it floods on: {}", node.said());
 }
 
@@ -518,4 +551,38 @@ fn a_node_with_few_descriptors_says_what_lacks_and_goes_on() {
     assert_eq!(node.control("DELETE", &format!("/v1/apps/hostile/processes/p{}", started[0])).status, 204);
     let fits = || node.call("hostile", "newcomer", "count", b"").status == 200;
     await_within(PATIENCE, fits, || node.said());
+}
+
+/// What it breaks is its own, and the disk had no part in it.
+#[test]
+fn a_plugin_that_spoils_its_ring_is_blamed_and_backed_off_from() {
+    let node = node();
+    let names = || {
+        let folder = node.dir().join("state/hostile/victim.state");
+        let entries = std::fs::read_dir(folder).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name == "suspect").count()
+    };
+    let token = issue(&node, &Claims { app: "hostile".to_owned(), ..claims() });
+    let hello = Hello { token, ..Hello::new("hostile", Some("victim")) };
+    for round in 0..8 {
+        let Some(mut peer) = Peer::try_open(node.dir(), &hello) else { break };
+        let _ = peer.try_call(&Call::new("spoil"), b"");
+        assert!(peer.over || peer.refused.is_some() || round > 3, "its connection goes with it");
+        node.await_phase("hostile", "victim", "failed");
+        let told = node.process("hostile", "victim");
+        let failure = &told["failure"];
+        let kind = failure["type"].as_str().unwrap();
+        assert!(kind.ends_with("ring-spoiled") || kind.ends_with("crash-looping"), "{failure}");
+        assert_eq!(failure["blame"], "function", "{failure}");
+        assert_eq!(names(), 0, "its files are not suspect");
+    }
+    let problem = node.call("hostile", "victim", "count", b"").problem(503, "crash-looping", "function");
+    assert!(problem["cause"].as_str().unwrap().contains("ring"), "{problem}");
+    let logs = node.ok(&["logs", "hostile/victim"]);
+    assert!(logs.contains("took the ring of its host away") && logs.contains("ended: "), "{logs}");
+    assert!(!logs.contains("the disk failed") && !node.said().contains("recovered into new files"), "{logs}");
+    let works = || node.call("hostile", "victim", "count", b"").status == 200;
+    await_within(PATIENCE, works, || node.said());
+    assert_eq!(node.call("hostile", "victim", "count", b"").body(), "3", "nothing is lost");
 }

@@ -10,7 +10,7 @@ use denizen_protocol::token::Claims;
 use denizen_protocol::{Durability, Hello, Retry};
 use rustix::process::Signal;
 
-use crate::node::{Node, Reply, Start, agent, c_image, c_image_with, signal};
+use crate::node::{Node, PATIENCE, Reply, Start, agent, await_within, c_image, c_image_with, signal};
 use crate::peer::{Done, Mode, Peer, claims, in_both_modes, issue};
 
 in_both_modes! {
@@ -144,6 +144,28 @@ fn functions_of_every_kind_and_bodies_of_every_length() {
 }
 
 #[test]
+fn a_call_that_a_kill_cut_off_after_a_commit_is_not_run_twice() {
+    let node = node_with_keys();
+    std::thread::scope(|scope| {
+        let cut_off = scope.spawn(|| keyed(&node, "once", "half_nap", b"20000"));
+        await_within(PATIENCE, || count(&node) == "1", || node.said());
+        kill_sandbox(&node);
+        assert_eq!(cut_off.join().unwrap().problem(503, "sandbox-lost", "function")["retry"], "unknown");
+    });
+    for _ in 0..2 {
+        let again = keyed(&node, "once", "half_nap", b"20000");
+        let problem = again.problem(409, "interrupted", "host");
+        assert_eq!((&problem["retry"], is_replayed(&again)), (&"unknown".into(), true), "{problem}");
+    }
+    assert_eq!(count(&node), "1", "it was run again over what it had committed");
+    assert_eq!(keyed(&node, "another", "half_nap", b"1").body(), "3");
+    assert!(
+        is_replayed(&keyed(&node, "another", "half_nap", b"1")),
+        "one that ends well is remembered by its end"
+    );
+}
+
+#[test]
 fn a_repeat_waits_for_the_first_and_is_told_if_it_cannot() {
     let node = node_with_keys();
     assert_eq!(count(&node), "0");
@@ -256,6 +278,13 @@ fn frames_and_http_share_their_keys(mode: Mode) {
     let id = peer.begin(&Call { idempotency_key: Some("a key"), ..Call::new("add") }, b"y");
     let problem = peer.end(id).unwrap_err();
     assert_eq!((problem.kind.as_str(), problem.retry), ("key-reused", Retry::Never));
+    // A failure that is remembered says so, too.
+    let half = Call { idempotency_key: Some("half"), ..Call::new("half") };
+    for again in [false, true] {
+        let id = peer.begin(&half, b"");
+        let problem = peer.end(id).unwrap_err();
+        assert_eq!((problem.kind.as_str(), problem.replayed), ("function-failed", again));
+    }
     // Together on one connection, and beside another.
     let mut other = Peer::with(&node, &hello(&node));
     let nap = Call { idempotency_key: Some("nap"), ..Call::new("nap") };
@@ -274,7 +303,7 @@ fn frames_and_http_share_their_keys(mode: Mode) {
         let done = peer.end(id).unwrap();
         assert!(done.body == body && done.replayed == again, "{} bytes, {}", done.body.len(), done.replayed);
     }
-    assert_eq!(count(&node), "4");
+    assert_eq!(count(&node), "5");
     let unbound = Hello { process: None, ..hello(&node) };
     let mut unbound = Peer::with(&node, &unbound);
     let id = unbound.begin(&Call { idempotency_key: Some("a key"), ..Call::new("add") }, b"x");

@@ -109,6 +109,9 @@ static void files(struct table *table) {
 /* What an image with files of its own may do in /state, and what it may not do there either. */
 static void own_files(struct table *table) {
     long fd = syscall(SYS_openat, AT_FDCWD, "/state/mapped", O_CREAT | O_RDWR, 0644);
+    /* The next descriptor is that of the file that is created. */
+    long next = syscall(SYS_openat, AT_FDCWD, "/state/mapped", O_RDONLY);
+    close((int)next);
     TRY(SYS_openat, AT_FDCWD, "/state/new", O_CREAT | O_WRONLY | O_EXCL, 0644, 0, "own: create");
     TRY(SYS_renameat2, AT_FDCWD, "/state/new", AT_FDCWD, "/state/renamed", 0, "own: rename");
     TRY(SYS_fchmodat, AT_FDCWD, "/state/renamed", 04755, 0, 0, "own: make it set-user-id");
@@ -128,7 +131,7 @@ static void own_files(struct table *table) {
     syscall(SYS_unlinkat, AT_FDCWD, "/state/mapped", 0);
     if (fd >= 0) {
         close((int)fd);
-        close((int)fd + 1); /* the one that was created */
+        close((int)next);
     }
 }
 
@@ -139,7 +142,9 @@ static void sockets_and_rings(struct table *table) {
         for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
             TRY(SYS_socket, family, kinds[i], 0, 0, 0, "socket %d %d", family, kinds[i]);
     TRY(SYS_socketpair, AF_UNIX, SOCK_STREAM, 0, buffer, 0, "socketpair");
-    for (int fd = 0; fd < 4; fd++) {
+    for (int fd = 0; fd < 6; fd++) {
+        if (fd == 4)
+            continue; /* a ring, if it is there: below */
         TRY(SYS_connect, fd, buffer, 16, 0, 0, "connect %d", fd);
         TRY(SYS_bind, fd, buffer, 16, 0, 0, "bind %d", fd);
         TRY(SYS_listen, fd, 1, 0, 0, 0, "listen %d", fd);

@@ -217,7 +217,8 @@ fn assert_holds_only_its_own(table: &Table, ring: bool) {
         "fd 2: socket",
         "fd 3: socket",
     ];
-    let expected: Vec<_> = sockets.into_iter().chain(ring.then_some("fd 4: other")).collect();
+    let expected: Vec<_> =
+        sockets.into_iter().chain(ring.then_some("fd 4: other")).chain(["fd 5: socket"]).collect();
     let (own, segments) = held.split_at(expected.len());
     assert_eq!(own, expected);
     // Without a connection it is not enabled, and the kernel says so.

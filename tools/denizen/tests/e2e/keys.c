@@ -94,6 +94,13 @@ static int32_t half(void *data, dz_call *call) {
     return 2;
 }
 
+/* Adds one and commits, sleeps so many milliseconds, and adds one more. */
+static int32_t half_nap(void *data, dz_call *call) {
+    uint64_t commit;
+    if (add_to(call, text("count")) == 0 || host->commit(call, &commit) != DZ_OK) return 1;
+    return nap(data, call);
+}
+
 /* Gives its input back as it comes, and adds one. */
 static int32_t stream(void *data, dz_call *call) {
     static _Thread_local uint8_t buffer[10000];
@@ -117,7 +124,8 @@ int32_t denizen_plugin_init(const dz_host *h, const dz_init *init) {
     } functions[] = {
         {"add", DZ_EXCLUSIVE, DZ_BYTES, add},    {"add_beside", DZ_CONCURRENT, DZ_BYTES, add_beside},
         {"count", DZ_READ_ONLY, DZ_BYTES, count}, {"nap", DZ_EXCLUSIVE, DZ_BYTES, nap},
-        {"half", DZ_EXCLUSIVE, DZ_BYTES, half},  {"stream", DZ_EXCLUSIVE, DZ_STREAM, stream},
+        {"half", DZ_EXCLUSIVE, DZ_BYTES, half},  {"half_nap", DZ_EXCLUSIVE, DZ_BYTES, half_nap},
+        {"stream", DZ_EXCLUSIVE, DZ_STREAM, stream},
     };
     for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
         dz_function f = {0};

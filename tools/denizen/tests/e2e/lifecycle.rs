@@ -114,8 +114,9 @@ fn a_young_process_says_what_it_keeps() {
     await_within(PATIENCE, told, || node.process("faulty", "p").to_string());
 }
 
-/// A disk that takes its time for each page of the scheduler's database: what is on its way there is lost by a kill. Slow syncs
-/// would not do, since a kill takes nothing back that the kernel has.
+/// A disk that takes its time for each page of the scheduler's database, and for each batch of its journal:
+/// what is on its way there is lost by a kill.
+/// Slow syncs would not do, since a kill takes nothing back that the kernel has.
 const SLOW_DISK: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -125,7 +126,10 @@ const SLOW_DISK: &str = r#"
 ssize_t pwrite64(int fd, const void *bytes, size_t len, off64_t at) {
     char link[64], path[4096] = "";
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    if (readlink(link, path, sizeof path - 1) > 0 && strstr(path, ".redb")) usleep(25000);
+    if (readlink(link, path, sizeof path - 1) > 0) {
+        if (strstr(path, ".redb")) usleep(25000);
+        if (strstr(path, ".journal")) usleep(100000);
+    }
     return ((ssize_t (*)(int, const void *, size_t, off64_t))dlsym(RTLD_NEXT, "pwrite64"))(fd, bytes, len, at);
 }
 "#;
@@ -161,12 +165,28 @@ fn a_kill_in_the_middle_of_a_swap_loses_nothing() {
     assert_eq!((reply.status, reply.body().as_str()), (200, "2"));
 }
 
-/// From that reply on the state is the local file's, and the swapped copy is old: the record must say so first.
+/// The state was moved, and its record may still say that it is swapped: it is found where it lies.
 #[test]
 fn the_first_reply_after_a_swap_survives_a_kill() {
     let dir = tempfile::tempdir().unwrap();
+    first_replies_after_swaps_survive_kills(dir.path());
+}
+
+/// It was copied: from that reply on the copy is the state, and the swapped one is old. The record must say so first.
+#[test]
+fn the_first_reply_after_a_swap_from_another_disk_survives_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let Ok(other) = tempfile::tempdir_in("/dev/shm") else {
+        eprintln!("SKIPPED the_first_reply_after_a_swap_from_another_disk_survives_a_kill: no /dev/shm");
+        return;
+    };
+    std::os::unix::fs::symlink(other.path(), dir.path().join("swap")).unwrap();
+    first_replies_after_swaps_survive_kills(dir.path());
+}
+
+fn first_replies_after_swaps_survive_kills(dir: &Path) {
     for round in 1..=3 {
-        let mut node = with_slow_disk(dir.path()).node();
+        let mut node = with_slow_disk(dir).node();
         if round == 1 {
             node.deploy(faulty_image());
             node.control("POST", "/v1/apps/faulty/processes/p");

@@ -64,6 +64,7 @@ fn failures_are_counted_by_type_and_are_the_exit_status() {
         assert_eq!(sum["calls"], 0, "{sum}");
         assert!(sum["errors"]["unknown-function"].as_u64().is_some_and(|count| count > 0), "{sum}");
         assert_eq!(sum["errors"]["unknown-function"], sum["failed"], "{sum}");
+        assert_eq!(sum["latency_us"]["p50"], Value::Null, "none succeeded: {sum}");
     }
     // A node that refuses all of it says so before anything is measured.
     let output = node.denizen(&["load", "no-such-app/a", "f", "--framed", "-d", "100ms"]);
@@ -82,4 +83,16 @@ fn a_table_for_people() {
         assert!(head.contains(column), "{said}");
     }
     assert!(row.trim().starts_with(&count(&node, "a").to_string()) && row.trim().ends_with('0'), "{said}");
+}
+
+#[test]
+fn a_table_of_failures_shows_no_latencies_and_names_each_type_once() {
+    let node = with_counter();
+    for transport in ["--http", "--framed"] {
+        let output = node.denizen(&["load", "counter/a", "no-such", "-d", "100ms", transport]);
+        let table = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[1][2..7], ["-"; 5], "{table}");
+        assert_eq!(table.matches("unknown-function").count(), 1, "{table}");
+    }
 }

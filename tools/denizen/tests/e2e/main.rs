@@ -30,5 +30,6 @@ mod python_client;
 mod room;
 mod starts;
 mod state_command;
+mod trace;
 mod types;
 mod warm;

@@ -13,7 +13,7 @@ use denizen_framed::{Error, Options, Request, Retry};
 use futures_lite::future::{block_on, or, poll_once, zip};
 use futures_lite::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::fake::Fake;
+use crate::fake::{Fake, via};
 
 /// Generous: the machine may be busy. Nothing here waits for it to pass.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -297,6 +297,14 @@ fn moves_are_followed_and_refusals_told() {
     let (handle, driver) = open(&here, &format!("once-to-port-{}", there.shared.address.port()));
     run(driver, async {
         assert_eq!(handle.call("echo", b"x").await.unwrap().head.epoch, 9);
+    });
+    let unbound = Options::new(here.address(), "app").patience(PATIENCE);
+    let (handle, driver) = client(unbound, Poor).unwrap();
+    run(driver, async {
+        let there = Request::new("count").process(&via(&[&here, &there]));
+        assert_eq!(handle.call(there, b"").await.unwrap().body, b"1");
+        let circle = Request::new("count").process(&via(&[&here, &here]));
+        assert_eq!(handle.call(circle, b"").await.unwrap_err().kind(), "moved");
     });
     let (handle, driver) = open(&here, "loop");
     let error = run(driver, handle.call("echo", b"")).unwrap_err();

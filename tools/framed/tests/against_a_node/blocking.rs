@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::fake::Fake;
+use crate::fake::{Fake, via};
 use denizen_framed::{Blame, Connection, Durability, Error, Group, Options, Pool, Request, Retry};
 
 /// Generous: the machine may be busy. Nothing here waits for it to pass.
@@ -303,6 +303,55 @@ fn moves_are_followed_and_not_for_ever() {
     assert_eq!(there.shared.greeted.load(Ordering::SeqCst), 5, "as many as are followed");
     let error = Connection::open(options(&here, "loop")).unwrap_err();
     assert_eq!((error.kind(), error.retry()), ("moved", Retry::Safe));
+}
+
+#[test]
+fn calls_that_were_moved_are_made_where_their_process_is() {
+    let fakes: Vec<Fake> = (0..7).map(|_| Fake::start()).collect();
+    let [a, b, c, ..] = &fakes[..] else { unreachable!() };
+    let unbound = Options::new(a.address(), "app").patience(PATIENCE);
+    let mut connection = Connection::open(unbound).unwrap();
+    let at = |fakes: &[&Fake]| Request::new("count").process(&via(fakes));
+    // One hop, two, none; beside one another.
+    let tickets: Vec<_> = [&[a, b][..], &[a, b, c], &[a], &[a, b]]
+        .iter()
+        .map(|fakes| connection.begin(at(fakes), b"").unwrap())
+        .collect();
+    for ticket in tickets {
+        connection.wait(ticket).unwrap();
+    }
+    let counts = [a, b, c].map(|fake| fake.shared.count.load(Ordering::SeqCst));
+    assert_eq!(counts, [1, 2, 1], "each is executed once, and where it belongs");
+    assert_eq!(b.shared.accepted.load(Ordering::SeqCst), 1, "its connection is kept");
+    // In a circle, and to too many; the connection goes on.
+    let circle = connection.call(Request::new("count").process(&via(&[a, b, a])), b"").unwrap_err();
+    assert_eq!((circle.kind(), circle.retry()), ("moved", Retry::Safe));
+    assert!(circle.to_string().contains("circle"), "{circle}");
+    let all: Vec<&Fake> = fakes.iter().collect();
+    assert!(connection.call(at(&all[..6]), b"").is_ok());
+    let far = connection.call(at(&all), b"").unwrap_err();
+    assert_eq!((far.kind(), far.retry()), ("moved", Retry::Safe));
+    assert!(far.to_string().contains("in a row"), "{far}");
+    assert_eq!(fakes[6].shared.count.load(Ordering::SeqCst), 0);
+    // Its time is that of the whole call, and one that nobody waits for any more is given up there.
+    let slow = |time| Request::new("slow").process(&via(&[a, b])).deadline(time);
+    let late = connection.call(slow(Duration::from_millis(50)), b"60000").unwrap_err();
+    assert_eq!(late.kind(), "deadline-exceeded");
+    let given_up = connection.begin(slow(PATIENCE), b"60000").unwrap();
+    connection.cancel(given_up);
+    assert!(connection.call(at(&[a, b]), b"").is_ok());
+    assert_eq!(connection.in_flight(), 0);
+}
+
+#[test]
+fn a_call_that_was_moved_to_nobody_says_so() {
+    let here = Fake::start();
+    let unbound = Options::new(here.address(), "app").patience(Duration::from_millis(100));
+    let mut connection = Connection::open(unbound).unwrap();
+    let nowhere = format!("via-{}-1", here.shared.address.port());
+    let error = connection.call(Request::new("count").process(&nowhere), b"").unwrap_err();
+    assert_eq!((error.kind(), error.retry()), ("unreachable", Retry::Safe));
+    assert!(connection.call("count", b"").is_ok());
 }
 
 #[test]

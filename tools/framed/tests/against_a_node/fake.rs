@@ -47,6 +47,22 @@ pub(crate) struct Fake {
     pub(crate) shared: Arc<Shared>,
 }
 
+impl Shared {
+    /// Where a process of the name `via-PORT-PORT-...` has moved to from here; the last of them has it.
+    fn next_of(&self, process: &str) -> Option<String> {
+        let here = self.address.port().to_string();
+        let mut ports = process.strip_prefix("via-")?.split('-').skip_while(|port| **port != here);
+        ports.next();
+        ports.next().map(|port| format!("127.0.0.1:{port}"))
+    }
+}
+
+/// The name of a process that is at the last of these, each of which sends its callers to the next.
+pub(crate) fn via(fakes: &[&Fake]) -> String {
+    let ports: Vec<_> = fakes.iter().map(|fake| fake.shared.address.port().to_string()).collect();
+    format!("via-{}", ports.join("-"))
+}
+
 impl Fake {
     pub(crate) fn start() -> Fake {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -360,7 +376,16 @@ impl Peer {
             let input = std::mem::take(&mut running.input);
             (running.function.clone(), input, running.key.clone(), running.deadline_ms)
         };
+        let moved =
+            self.running.get(&id).and_then(|running| self.shared.next_of(running.process.as_deref()?));
         let mut outgoing = self.answer(id, Vec::new());
+        if moved.is_some() {
+            let elsewhere = Problem::new("moved", Blame::Host, Retry::Safe);
+            outgoing.fail = Some(Problem { address: moved, ..elsewhere });
+            outgoing.whole = true;
+            self.outgoing.push_back(outgoing);
+            return Some(());
+        }
         let number =
             || std::str::from_utf8(&input).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
         match function.as_str() {

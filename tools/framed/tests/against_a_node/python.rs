@@ -50,11 +50,12 @@ fn the_python_client_does_the_same() {
         eprintln!("SKIPPED the_python_client_does_the_same: there is no python3");
         return;
     }
-    let fake = Fake::start();
+    let (fake, other) = (Fake::start(), Fake::start());
     let output = Command::new("python3")
         .args(["-B", "-m", "unittest", "discover", "-v", "-s", "tests", "-t", "."])
         .current_dir(&python)
         .env("DENIZEN_FAKE", fake.address())
+        .env("DENIZEN_OTHER_FAKE", other.address())
         .env_remove("DENIZEN_DATA")
         .output()
         .unwrap();

@@ -28,6 +28,8 @@ from .stream import CallStream
 
 # A connection that nothing was done on for longer is looked at before it is used.
 _A_PAUSE = 0.02
+# Connections to other nodes that are kept without calls, for the next one that is moved there.
+_BRANCHES_KEPT = 16
 _CLIENT = "denizen-python/0.1.0"
 _NO_NODE = "start the node, or look whether this is its data-plane address"
 
@@ -73,6 +75,14 @@ class _Request(NamedTuple):
         return self.repeatable or self.idempotency_key is not None
 
 
+class _Branch:
+    """A connection to another node, and which calls are made there: ours and theirs, by ours."""
+
+    def __init__(self, connection: "Connection") -> None:
+        self.connection = connection
+        self.calls: Dict[int, Tuple[Call, Call]] = {}
+
+
 class Call:
     """A call that was begun. Wait for it once."""
 
@@ -88,6 +98,8 @@ class Call:
         self._expires = None if self._until is None else self._until + grace
         self._tries = 0
         self._wire: Optional[OnWire] = None
+        # The nodes that were asked, once one has said that the process lives elsewhere.
+        self._asked: List[str] = []
         self._end: Union[Reply, DenizenError, None] = None
 
     def wait(self) -> Reply:
@@ -154,10 +166,13 @@ class Connection:
         self._connect_timeout = connect_timeout
         self._reply_limit = reply_limit
         self._windows = windows
+        self._follows = True
         self._epochs = _epochs or _Epochs()
         # The one that takes new calls; and those that are drained, until what they run has ended.
         self._link: Optional[Link] = None
         self._leaving: List[Link] = []
+        # Connections to other nodes, for calls that were moved there, by address.
+        self._elsewhere: Dict[str, _Branch] = {}
         self._wanted = False
         self._waiting: Deque[Call] = collections.deque()
         self._unended: Dict[int, Call] = {}
@@ -286,7 +301,9 @@ class Connection:
         for link in self._links():
             link.is_over = True
             link.sock.close()
-        self._link, self._leaving, self._wanted = None, [], False
+        for branch in self._elsewhere.values():
+            branch.connection.close()
+        self._link, self._leaving, self._wanted, self._elsewhere = None, [], False, {}
         gone = ConnectionLost("the connection was closed here", retry="unknown")
         for call in list(self._unended.values()):
             self._finish(call, gone.with_retry("safe" if call._tries == 0 else "unknown"))
@@ -321,6 +338,10 @@ class Connection:
 
     def _forget(self, call: Call, reason: int) -> None:
         self._unended.pop(id(call), None)
+        for branch in self._elsewhere.values():
+            theirs = branch.calls.pop(id(call), None)
+            if theirs is not None:
+                branch.connection._forget(theirs[1], reason)
         with contextlib.suppress(ValueError):
             self._waiting.remove(call)
         wire, call._wire = call._wire, None
@@ -336,6 +357,30 @@ class Connection:
         if self._expire():
             # Perhaps this was what is waited for.
             return
+        ends, links = self._prepare(until)
+        branches = [(self, links)]
+        for branch in self._elsewhere.values():
+            if branch.connection._unended:
+                branch.connection._expire()
+                theirs, links = branch.connection._prepare(None)
+                ends += theirs
+                branches.append((branch.connection, links))
+        if self._gather():
+            return
+        timeout = None if not ends else max(min(ends) - time.monotonic(), 0.0)
+        owners = {link: owner for owner, links in branches for link in links}
+        if owners:
+            for link, readable, writable in wait(list(owners), timeout):
+                owner = owners[link]
+                owner._guarded(link, lambda o=owner, link=link, r=readable, w=writable: o._advance(link, r, w))  # type: ignore[misc]
+        elif timeout:
+            time.sleep(timeout)
+        for owner, _ in branches:
+            owner._look_for_late_greeting()
+        self._gather()
+
+    def _prepare(self, until: Optional[float]) -> Tuple[List[float], List[Link]]:
+        """Before waiting: when something is to be done at the latest, and which links there are."""
         ends = [call._expires for call in self._unended.values() if call._expires is not None]
         if until is not None:
             ends.append(until)
@@ -350,16 +395,76 @@ class Connection:
         links = self._links()
         for link in links:
             link.fill()
-        timeout = None if not ends else max(min(ends) - time.monotonic(), 0.0)
-        if links:
-            for link, readable, writable in wait(links, timeout):
-                self._guarded(link, lambda link=link, r=readable, w=writable: self._advance(link, r, w))  # type: ignore[misc]
-            link = self._link  # type: ignore[assignment]
-            if link is not None and link.accepted is None and time.monotonic() >= link.greet_until:
-                self._guarded(link, _be_late)
-        elif timeout:
-            time.sleep(timeout)
+        return ends, links
+
+    def _look_for_late_greeting(self) -> None:
+        link = self._link
+        if link is not None and link.accepted is None and time.monotonic() >= link.greet_until:
+            self._guarded(link, _be_late)
         self._last_step = time.monotonic()
+
+    def _moved(self, call: Call, error: DenizenError) -> bool:
+        """The node says that the call's process lives elsewhere: makes it there. A stream is made again nowhere."""
+        if error.kind != "moved" or error.address is None or self._process is not None or call._input is None or not self._follows:
+            return False
+        call._asked = call._asked or [self._address]
+        if error.address in call._asked:
+            why: Optional[str] = f"nodes send the call in a circle, to {error.address} again"
+        elif len(call._asked) > frames.MAX_MOVES:
+            why = f"{frames.MAX_MOVES} nodes in a row say that the process lives elsewhere"
+        else:
+            why = None
+        if why is not None:
+            self._finish(call, HostFault(why, kind="moved", retry="safe", address=error.address))
+            return True
+        call._asked.append(error.address)
+        try:
+            branch = self._branch_to(error.address)
+        except DenizenError as bad:
+            self._finish(call, bad)
+            return True
+        request = call._request
+        if call._until is not None:
+            request = request._replace(deadline=max(call._until - time.monotonic(), 0.001))
+        theirs = Call(branch.connection, request, call._input)
+        branch.connection._note(theirs)
+        branch.connection._waiting.append(theirs)
+        branch.calls[id(call)] = (call, theirs)
+        return True
+
+    def _branch_to(self, address: str) -> "_Branch":
+        if address not in self._elsewhere:
+            for idle in [key for key, branch in self._elsewhere.items() if not branch.connection._unended]:
+                if len(self._elsewhere) >= _BRANCHES_KEPT:
+                    self._elsewhere.pop(idle).connection.close()
+            self._elsewhere[address] = _Branch(self._clone(address))
+        return self._elsewhere[address]
+
+    def _clone(self, address: str) -> "Connection":
+        _host_and_port(address)
+        other = Connection.__new__(Connection)
+        other.__dict__.update(self.__dict__)
+        other._home = other._address = address
+        other._link, other._leaving, other._elsewhere = None, [], {}
+        other._waiting, other._unended, other._wanted = collections.deque(), {}, False
+        other._moves = other._failures = 0
+        other._connect_at, other._failing_since, other._given_up = 0.0, None, None
+        # What is moved again goes back to where it began.
+        other._follows = False
+        return other
+
+    def _gather(self) -> bool:
+        """Takes over what has ended elsewhere. Says whether anything has."""
+        ended = []
+        for branch in self._elsewhere.values():
+            for key in [key for key, (_, theirs) in branch.calls.items() if theirs._end is not None]:
+                ended.append(branch.calls.pop(key))
+        for call, theirs in ended:
+            end = theirs._end
+            assert end is not None
+            if call._end is None and not (isinstance(end, DenizenError) and self._moved(call, end)):
+                self._finish(call, end)
+        return bool(ended)
 
     def _advance(self, link: Link, readable: bool, writable: bool) -> None:
         was_accepted = link.accepted is not None

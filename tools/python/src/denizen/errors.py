@@ -23,6 +23,7 @@ class DenizenError(Exception):
         retry_after: seconds after which to try again; 0 leaves it to the caller.
         commit: the process's last commit; 0 where it is not known.
         address: where the process lives, for kind "moved". None otherwise.
+        replayed: whether it is how an earlier call with the same idempotency key failed.
     """
 
     kind = "error"
@@ -43,6 +44,7 @@ class DenizenError(Exception):
         retry_after: float = 0.0,
         commit: int = 0,
         address: Optional[str] = None,
+        replayed: bool = False,
     ) -> None:
         self.kind = kind or type(self).kind
         self.blame = blame or type(self).blame
@@ -55,6 +57,7 @@ class DenizenError(Exception):
         self.retry_after = retry_after
         self.commit = commit
         self.address = address
+        self.replayed = replayed
         super().__init__(self.kind if detail is None else f"{self.kind}: {detail}")
 
     def with_retry(self, retry: str) -> "DenizenError":

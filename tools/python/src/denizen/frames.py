@@ -106,7 +106,7 @@ _FORMS: Dict[int, _Form] = {
     FAIL: _Form(
         True,
         True,
-        0,
+        REPLAYED,
         16,
         ("process", "invocation", "address", "problem", "detail", "cause", "remedy"),
         False,
@@ -470,6 +470,7 @@ def read_problem(frame: Frame) -> DenizenError:
         address=frame.text("address"),
         retry_after=frame.b / 1000,
         commit=int.from_bytes(frame.fixed[:8], "little"),
+        replayed=bool(frame.flags & REPLAYED),
     )
 
 

@@ -319,6 +319,8 @@ class Link:
                 # The index was of an older image, and the name is sent this time; or the process was about to be given up.
                 self.owner._waiting.append(wire.call)
                 return
+        if wire.call._end is None and self.owner._moved(wire.call, error):
+            return
         self.owner._finish(wire.call, error)
 
     def _take_body(self, frame: frames.Frame) -> None:

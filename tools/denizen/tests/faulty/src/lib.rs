@@ -156,6 +156,14 @@ fn speak(_cx: &mut Context) -> Result<String> {
     Ok(String::new())
 }
 
+/// Works: logs and prints a line, and answers with the trace that it belongs to.
+#[function]
+fn traced(cx: &Context) -> String {
+    cx.log(LogLevel::Info, "logged");
+    println!("printed");
+    cx.traceparent().unwrap_or("none").to_owned()
+}
+
 denizen::export!(
     count,
     value,
@@ -175,4 +183,5 @@ denizen::export!(
     fill_state,
     keep,
     speak,
+    traced,
 );
