@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::counter::Redis;
 use crate::figures::{Side, rates, table};
 use crate::framed::{Bare, Framed};
+use crate::large;
 use crate::machine::{Pinned, Pinning, Programs};
 use crate::node::{Node, Rival};
 
@@ -31,9 +32,7 @@ pub(crate) fn measure(programs: &Programs, tiny: bool) {
     for (connections, depth) in [(CONNECTIONS, 1), (1, DEPTH), (CONNECTIONS, DEPTH)] {
         throughput(programs, tiny, connections, depth);
     }
-    for mib in [1, 16] {
-        large(programs, tiny, mib);
-    }
+    large::measure(programs, tiny);
     wake(programs, tiny);
 }
 
@@ -74,7 +73,7 @@ fn latency(programs: &Programs, tiny: bool, pinning: Pinning, title: &str) {
     table(title, &rows);
 }
 
-fn repeat(times: usize, mut call: impl FnMut() -> f64) -> Vec<f64> {
+pub(crate) fn repeat(times: usize, mut call: impl FnMut() -> f64) -> Vec<f64> {
     (0..times).map(|_| call()).collect()
 }
 
@@ -323,27 +322,6 @@ fn throughput(programs: &Programs, tiny: bool, connections: usize, depth: usize)
         our_rates.push(rate);
     }
     rates(&title, &[("io_uring TCP echo", &floor, &floor_rates), ("function `echo`", &side, &our_rates)]);
-}
-
-fn large(programs: &Programs, tiny: bool, mib: usize) {
-    let (rounds, calls) = if tiny { (1, 2) } else { (7, 160 / mib.max(2)) };
-    let body = vec![b'x'; mib << 20];
-    let pinned = Pinned::to_server_core();
-    let node = Node::start(programs, 1);
-    let echo = Rival::start(programs, &["echo", &body.len().to_string()]);
-    pinned.become_client(Pinning::Same);
-    let (mut theirs, mut ours) = (Bare::connect(&echo.line), node.framed("p"));
-    let (mut floor, mut side) = (Side::default(), Side::default());
-    repeat(2, || theirs.echo(&body));
-    repeat(2, || ours.echo(&body));
-    for _ in 0..rounds {
-        floor.push(repeat(calls, || theirs.echo(&body)));
-        side.push(repeat(calls, || ours.echo(&body)));
-    }
-    table(
-        &format!("Echo of {mib} MiB, everything on one core"),
-        &[("TCP echo that reads all, then writes", &floor), ("function `echo`", &side)],
-    );
 }
 
 /// A byte on an open connection wakes a swapped process; beside it the first call of a new one, from the pool.

@@ -2,7 +2,7 @@
 //! they add is the same small amount on both sides.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -158,10 +158,15 @@ impl Framed {
         micros
     }
 
-    /// The frame's beginning is copied with what waits; the body goes from where it lies.
+    /// What waits and the frame's beginning leave with the body, which goes from where it lies.
     fn send_body(&mut self, body: &[u8]) {
-        self.flush();
-        self.stream.write_all(body).expect("the server reads");
+        let mut sent = 0;
+        while sent < self.out.len() {
+            let pieces = [IoSlice::new(&self.out[sent..]), IoSlice::new(body)];
+            sent += self.stream.write_vectored(&pieces).expect("the server reads");
+        }
+        self.stream.write_all(&body[sent - self.out.len()..]).expect("the server reads");
+        self.out.clear();
         self.out.extend_from_slice(&PADDING[..padding(body.len())]);
     }
 
@@ -239,15 +244,22 @@ impl Bare {
         self.due
     }
 
-    /// Sends, and waits until as much is back. Microseconds.
+    /// Sends, and waits until as much is back, which is kept whole. Microseconds.
     pub(crate) fn echo(&mut self, bytes: &[u8]) -> f64 {
-        let begun = Instant::now();
-        self.send(bytes);
         if self.read.len() < bytes.len() {
             self.read.resize(bytes.len(), 0);
         }
-        while self.receive() > 0 {}
-        begun.elapsed().as_secs_f64() * 1e6
+        let begun = Instant::now();
+        self.write(bytes);
+        let mut filled = 0;
+        while filled < bytes.len() {
+            let got = self.stream.read(&mut self.read[filled..bytes.len()]).expect("an answer within 30 s");
+            assert!(got > 0, "the server closed the connection");
+            filled += got;
+        }
+        let micros = begun.elapsed().as_secs_f64() * 1e6;
+        assert!(self.read[..filled] == *bytes, "what came back is what was sent");
+        micros
     }
 
     /// Sends a request and reads one line. Microseconds.

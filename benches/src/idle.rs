@@ -12,16 +12,21 @@ use crate::node::Node;
 
 /// After this everything that was begun has settled.
 const SETTLING: Duration = Duration::from_secs(2);
+/// The deadline of a call that names none: after it nobody looks whether one has passed any more.
+const DEADLINES: Duration = Duration::from_secs(33);
+/// Connections to one process, where there are many: fewer than a sandbox takes.
+const PER_PROCESS: usize = 250;
 
 /// Measures processor time and memory.
 pub(crate) fn measure(programs: &Programs, tiny: bool) {
-    let (count, seconds, swapped) = if tiny { (3, 1, 3) } else { (1_000, 30, 10_000) };
+    let (count, seconds, swapped) = if tiny { (3, 1, 3) } else { (1_000, 60, 10_000) };
     let empty = Node::start(programs, 0);
     let full = Node::lasting(programs);
     let before = memory_of(&full);
     let connections: Vec<Framed> = (0..count).map(|number| called(&full, number)).collect();
     std::thread::sleep(SETTLING);
     let held = memory_of(&full).saturating_sub(before);
+    std::thread::sleep(if tiny { Duration::ZERO } else { DEADLINES });
     let (idle, busy) = (spent(&empty, seconds), spent(&full, seconds));
     println!("## A node that does nothing, {seconds} s\n");
     println!("| | processor time, ms a minute |\n|---|---|");
@@ -32,6 +37,33 @@ pub(crate) fn measure(programs: &Programs, tiny: bool) {
     drop((empty, full));
     connection_memory(programs, count);
     swapped_memory(programs, swapped);
+    connections_in_the_agent(programs, if tiny { 3 } else { 750 });
+}
+
+/// Memory of very many swapped processes. Each is really called once and swapped out: this takes some ten minutes.
+pub(crate) fn measure_swapped(programs: &Programs, tiny: bool) {
+    swapped_memory(programs, if tiny { 3 } else { 100_000 });
+}
+
+/// What the agent itself holds for a connection: one that a sandbox has, and one of a process that is swapped out.
+fn connections_in_the_agent(programs: &Programs, count: usize) {
+    let node = Node::lasting(programs);
+    let processes = count.div_ceil(PER_PROCESS);
+    let first: Vec<Framed> = (0..processes).map(|process| called(&node, process)).collect();
+    std::thread::sleep(SETTLING);
+    let each = |before: u64| memory_of(&node).saturating_sub(before) as f64 / count as f64;
+    let before = memory_of(&node);
+    let others: Vec<Framed> = (0..count).map(|number| called(&node, number / PER_PROCESS)).collect();
+    std::thread::sleep(SETTLING);
+    let given = each(before);
+    (0..processes).for_each(|process| node.swap_out(&format!("p{process}")));
+    std::thread::sleep(SETTLING);
+    let rest = each(before);
+    println!("## The agent's memory of an idle connection, {count} of them, KiB\n");
+    println!(
+        "| | KiB |\n|---|---|\n| its sandbox has it | {given:.2} |\n| its process is swapped out | {rest:.2} |\n"
+    );
+    drop((first, others));
 }
 
 /// A connection to a process that was called once.

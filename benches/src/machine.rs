@@ -20,16 +20,18 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Builds everything that is measured, so that no figure is of yesterday's build.
-    pub(crate) fn build(debug: bool) -> Self {
+    /// Those of the profile that this program is of. Unless told otherwise it builds them, so that no figure is of yesterday's build.
+    pub(crate) fn find(debug: bool, build: bool) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(root).args(["build", "--locked", "--quiet"]);
-        cargo.args(["-p", "denizen-cli", "-p", "denizen-rivals", "-p", "bench-echo"]);
-        if !debug {
-            cargo.arg("--release");
+        if build {
+            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            cargo.current_dir(root).args(["build", "--locked", "--quiet"]);
+            cargo.args(["-p", "denizen-cli", "-p", "denizen-rivals", "-p", "bench-echo"]);
+            if !debug {
+                cargo.arg("--release");
+            }
+            assert!(cargo.status().expect("cargo runs").success(), "the build failed");
         }
-        assert!(cargo.status().expect("cargo runs").success(), "the build failed");
         let this = std::env::current_exe().expect("this program has a path");
         let target = this.ancestors().nth(2).expect("target/PROFILE/denizen-benches");
         let built = target.join(if debug { "debug" } else { "release" });

@@ -12,6 +12,7 @@ mod direct;
 mod figures;
 mod framed;
 mod idle;
+mod large;
 mod machine;
 mod memory;
 mod node;
@@ -30,6 +31,9 @@ struct Options {
     /// Measure the debug build (for tests of the benchmarks themselves)
     #[arg(long)]
     debug: bool,
+    /// Measure what lies beside this program, as it is, and build nothing
+    #[arg(long)]
+    built: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -38,6 +42,8 @@ enum Bench {
     Call,
     /// Calls of the framed protocol beside echo servers and Redis
     Direct,
+    /// Of those, only the ones with large bodies
+    Large,
     /// A counting function beside a hyper service on Redis
     Counter,
     /// The first call of a new process beside clone3 + exec + dlopen
@@ -48,11 +54,13 @@ enum Bench {
     Idle,
     /// Memory of idle active processes beside idle glibc processes
     Memory,
+    /// Memory of 100,000 swapped processes: ten minutes, and only if it is asked for
+    Swapped,
 }
 
 fn main() {
     let options = Options::parse();
-    let programs = machine::Programs::build(options.debug);
+    let programs = machine::Programs::find(options.debug, !options.built);
     println!("{}\n", machine::describe());
     let wanted = |bench| options.what.is_empty() || options.what.contains(&bench);
     if wanted(Bench::Call) {
@@ -60,6 +68,9 @@ fn main() {
     }
     if wanted(Bench::Direct) {
         direct::measure(&programs, options.tiny);
+    }
+    if options.what.contains(&Bench::Large) {
+        large::measure(&programs, options.tiny);
     }
     if wanted(Bench::Counter) {
         counter::measure(&programs, options.tiny);
@@ -75,5 +86,9 @@ fn main() {
     }
     if wanted(Bench::Memory) {
         memory::measure(&programs, options.tiny);
+    }
+    // Not with everything else: it takes as long as all of that.
+    if options.what.contains(&Bench::Swapped) {
+        idle::measure_swapped(&programs, options.tiny);
     }
 }

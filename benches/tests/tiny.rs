@@ -62,9 +62,20 @@ fn direct_prints_every_row() {
 #[test]
 fn idle_prints_time_and_memory() {
     let out = tiny("idle");
-    for row in ["no process, no connection", "idle connection that was used", "memory of a swapped process"] {
+    for row in [
+        "no process, no connection",
+        "idle connection that was used",
+        "memory of a swapped process",
+        "its sandbox has it",
+        "its process is swapped out",
+    ] {
         assert!(out.contains(row), "no row {row:?} in:\n{out}");
     }
+}
+
+#[test]
+fn swapped_prints_its_figure() {
+    assert!(tiny("swapped").contains("memory of a swapped process"));
 }
 
 #[test]
