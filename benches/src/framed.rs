@@ -15,9 +15,13 @@ const READ_BYTES: usize = 64 << 10;
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn connect(address: &str) -> TcpStream {
+/// `congestion`: its congestion control, or the system's.
+fn connect(address: &str, congestion: Option<&str>) -> TcpStream {
     let stream = TcpStream::connect(address).expect("the server accepts");
     stream.set_nodelay(true).expect("TCP_NODELAY");
+    if let Some(name) = congestion {
+        rustix::net::sockopt::set_tcp_congestion(&stream, name).expect("a congestion control");
+    }
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     stream
 }
@@ -37,7 +41,7 @@ pub(crate) struct Framed {
 }
 
 impl Framed {
-    pub(crate) fn connect(address: &str, token: &[u8], process: &str) -> Self {
+    pub(crate) fn connect(address: &str, token: &[u8], process: &str, congestion: Option<&str>) -> Self {
         let hello = Hello {
             token: token.to_vec(),
             call_window: MAX_WINDOW,
@@ -47,7 +51,7 @@ impl Framed {
         let mut out = Vec::new();
         let protocol = Connection::open(&hello, Memory::default(), &mut out).expect("a HELLO");
         let mut framed = Self {
-            stream: connect(address),
+            stream: connect(address, congestion),
             protocol,
             out,
             read: vec![0; READ_BYTES],
@@ -214,7 +218,12 @@ pub(crate) struct Bare {
 
 impl Bare {
     pub(crate) fn connect(address: &str) -> Self {
-        Self { stream: connect(address), read: vec![0; READ_BYTES], due: 0 }
+        Self::connect_with(address, None)
+    }
+
+    /// The same with a congestion control, or the system's.
+    pub(crate) fn connect_with(address: &str, congestion: Option<&str>) -> Self {
+        Self { stream: connect(address, congestion), read: vec![0; READ_BYTES], due: 0 }
     }
 
     pub(crate) fn stream(&self) -> &TcpStream {

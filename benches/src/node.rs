@@ -29,6 +29,12 @@ impl Node {
         Self::start_with(programs, pool, &["--isolation", "relay"])
     }
 
+    /// The same with a congestion control, or the system's.
+    pub(crate) fn with_congestion(programs: &Programs, congestion: Option<&str>) -> Self {
+        let more: Vec<&str> = congestion.into_iter().flat_map(|name| ["--congestion", name]).collect();
+        Self::start_with(programs, 1, &more)
+    }
+
     /// The same with processes that are not swapped out while they are measured.
     pub(crate) fn lasting(programs: &Programs) -> Self {
         Self::start_with(programs, 0, &["--idle", "10m"])
@@ -83,7 +89,12 @@ impl Node {
 
     /// A connection of the framed protocol to this process.
     pub(crate) fn framed(&self, process: &str) -> Framed {
-        Framed::connect(&self.data_address(), &self.call_token, process)
+        self.framed_with(process, None)
+    }
+
+    /// The same with a congestion control, or the system's.
+    pub(crate) fn framed_with(&self, process: &str, congestion: Option<&str>) -> Framed {
+        Framed::connect(&self.data_address(), &self.call_token, process, congestion)
     }
 
     pub(crate) fn data_address(&self) -> String {

@@ -14,9 +14,13 @@ const ACCEPT: u64 = u64::MAX;
 /// Set in the user data of a send.
 const SENT: u64 = 1 << 32;
 
-/// A blocking thread for each connection, which reads `len` bytes and then writes them back. Until it is killed; prints its address.
-pub(crate) fn threads(len: usize) {
+/// A blocking thread for each connection, which reads `len` bytes and then writes them back, with that congestion control or the system's.
+/// Until it is killed; prints its address.
+pub(crate) fn threads(len: usize, congestion: Option<&str>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    if let Some(name) = congestion {
+        rustix::net::sockopt::set_tcp_congestion(&listener, name).expect("a congestion control");
+    }
     println!("{}", listener.local_addr().expect("an address"));
     for stream in listener.incoming() {
         let mut stream = stream.expect("a connection");

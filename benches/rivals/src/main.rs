@@ -2,7 +2,8 @@
 //!
 //! * `rivals http`: a plain hyper echo server on tokio's current-thread runtime. Prints its address.
 //! * `rivals counter REDIS`: the same server, which answers with `INCR counter` of the Redis at that address.
-//! * `rivals echo LEN`: a blocking thread for each connection, which reads LEN bytes and writes them back. Prints its address.
+//! * `rivals echo LEN [CONGESTION]`: a blocking thread for each connection, which reads LEN bytes and writes them back, under that
+//!   congestion control. Prints its address.
 //! * `rivals ring`: an echo server on one io_uring. Prints its address.
 //! * `rivals start PLUGIN N`: what it costs to start something isolated with nothing of ours around it: `clone3` with the
 //!   namespaces that a sandbox has, `exec` of a dynamic program, `dlopen` of the plugin. Prints microseconds, one a line.
@@ -19,7 +20,8 @@ fn main() {
     match words.as_slice() {
         [_, "http"] => http::serve(),
         [_, "counter", redis] => counter::serve(redis),
-        [_, "echo", len] => echo::threads(len.parse().expect("a number of bytes")),
+        [_, "echo", len] => echo::threads(len.parse().expect("a number of bytes"), None),
+        [_, "echo", len, name] => echo::threads(len.parse().expect("a number of bytes"), Some(name)),
         [_, "ring"] => echo::ring(),
         [_, "start", plugin, rounds] => start::measure(plugin, rounds.parse().expect("a number of rounds")),
         [_, "started", plugin] => start::started(plugin),
@@ -30,7 +32,9 @@ fn main() {
             }
         }
         _ => {
-            eprintln!("usage: rivals http | counter REDIS | echo LEN | ring | start PLUGIN ROUNDS | idle");
+            eprintln!(
+                "usage: rivals http | counter REDIS | echo LEN [CONGESTION] | ring | start PLUGIN ROUNDS | idle"
+            );
             std::process::exit(2);
         }
     }

@@ -64,6 +64,17 @@ pub enum AgentError {
         /// What the system said.
         source: io::Error,
     },
+    /// Callers' connections cannot have the congestion control that is wanted.
+    #[error(
+        "sockets cannot have the congestion control `{name}`: {source}. Remedy: choose one of \
+         /proc/sys/net/ipv4/tcp_available_congestion_control (without root, of tcp_allowed_congestion_control) with --congestion"
+    )]
+    Congestion {
+        /// Its name.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Another program listens on the address of the data port.
     #[error(
         "the address {0} is in use by another program. Remedy: stop that one, or choose another with --data (port 0 is any free one, \
@@ -150,8 +161,13 @@ impl Agent {
         raise_descriptor_limit();
         let NodeDir(dir) = dir;
         let count = config.executors.max(1);
-        let (address, sockets) =
-            executor::bind(config.http, count).map_err(|source| address_error(config.http, source))?;
+        let congestion = config.congestion.as_deref();
+        if let Some(name) = congestion {
+            executor::try_congestion(name)
+                .map_err(|source| AgentError::Congestion { name: name.to_owned(), source })?;
+        }
+        let (address, sockets) = executor::bind(config.http, count, congestion)
+            .map_err(|source| address_error(config.http, source))?;
         let (data_address, data_sockets) = bind_data(&config, count)?;
         let apps = future::block_on(applications(&scheduler))?;
         let (jobs, queues): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded::<Job>()).unzip();
@@ -372,9 +388,10 @@ fn bind_data(
     count: usize,
 ) -> Result<(Option<SocketAddr>, Vec<std::os::fd::OwnedFd>), AgentError> {
     let Some(wanted) = config.data else { return Ok((None, Vec::new())) };
-    let bound = match executor::bind(wanted, count) {
+    let congestion = config.congestion.as_deref();
+    let bound = match executor::bind(wanted, count, congestion) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && config.data_elsewhere => {
-            executor::bind(SocketAddr::new(wanted.ip(), 0), count)
+            executor::bind(SocketAddr::new(wanted.ip(), 0), count, congestion)
         }
         bound => bound,
     };

@@ -53,6 +53,8 @@ pub struct AgentConfig {
     pub max_active: Option<usize>,
     /// How callers of the framed protocol reach processes at least, whatever their images say.
     pub isolation: Isolation,
+    /// The congestion control of callers' connections, as the kernel names it (`cubic`). `None`: the system's.
+    pub congestion: Option<String>,
 }
 
 impl AgentConfig {
@@ -70,6 +72,7 @@ impl AgentConfig {
             idle_override: None,
             max_active: None,
             isolation: Isolation::default(),
+            congestion: None,
         }
     }
 }

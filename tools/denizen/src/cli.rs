@@ -97,6 +97,9 @@ pub(crate) struct Dev {
     /// How callers of the framed protocol reach processes at least: `ring`, or `relay`, whatever an image says [default: ring]
     #[arg(long, value_name = "MODE", env = "DENIZEN_ISOLATION", hide_env_values = true)]
     pub(crate) isolation: Option<denizen_image::Isolation>,
+    /// TCP congestion control of callers' connections: cubic, bbr, … [default: the system's]
+    #[arg(long, value_name = "NAME", env = "DENIZEN_CONGESTION", hide_env_values = true)]
+    pub(crate) congestion: Option<String>,
     /// Refuse to start where a layer of isolation is missing
     #[arg(long, env = "DENIZEN_REQUIRE_ISOLATION", hide_env_values = true)]
     #[arg(value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]

@@ -39,6 +39,7 @@ impl Host {
             idle_override: settings.idle,
             max_active: settings.max_active,
             isolation: settings.isolation,
+            congestion: settings.congestion.clone(),
             data: settings.data,
             data_elsewhere: settings.data_elsewhere,
             ..AgentConfig::new(dir.to_owned(), settings.http)

@@ -32,6 +32,7 @@ pub(crate) struct Settings {
     pub(crate) idle: Option<Duration>,
     pub(crate) max_active: Option<usize>,
     pub(crate) isolation: Isolation,
+    pub(crate) congestion: Option<String>,
     pub(crate) require_isolation: bool,
     pub(crate) release: bool,
     pub(crate) watch: bool,
@@ -49,6 +50,7 @@ struct ConfigFile {
     idle: Option<String>,
     max_active: Option<usize>,
     isolation: Option<Isolation>,
+    congestion: Option<String>,
     require_isolation: Option<bool>,
     release: Option<bool>,
     watch: Option<bool>,
@@ -98,6 +100,7 @@ impl Settings {
             executors,
             pool: typed.pool.or(file.pool).unwrap_or(DEFAULT_POOL),
             isolation: typed.isolation.or(file.isolation).unwrap_or_default(),
+            congestion: typed.congestion.clone().or(file.congestion),
             require_isolation: typed.require_isolation.or(file.require_isolation).unwrap_or(false),
             release: typed.release.or(file.release).unwrap_or(false),
             watch: typed.no_watch.map(|no| !no).or(file.watch).unwrap_or(true),
@@ -116,6 +119,7 @@ impl Settings {
             idle: None,
             max_active: None,
             isolation: Isolation::default(),
+            congestion: None,
             require_isolation: false,
             release: false,
             watch: false,
@@ -209,6 +213,9 @@ mod tests {
         assert_eq!(settings.isolation, Isolation::Ring);
         let relayed = Settings::of(&typed(&["--isolation", "relay"]), dir.path()).unwrap();
         assert_eq!(relayed.isolation, Isolation::Relay);
+        assert_eq!(settings.congestion, None);
+        let reno = Settings::of(&typed(&["--congestion", "reno"]), dir.path()).unwrap();
+        assert_eq!(reno.congestion.as_deref(), Some("reno"));
         assert!(Settings::of(&typed(&["--no-watch=false"]), dir.path()).unwrap().watch);
         assert!(Settings::of(&typed(&["--require-isolation"]), dir.path()).unwrap().require_isolation);
     }

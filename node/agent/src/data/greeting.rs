@@ -27,9 +27,10 @@ use crate::process::Process;
 
 /// Calls that may be in flight on a connection.
 const CALLS: u32 = 128;
-/// Request bytes that a caller may send unasked, per call.
+/// Request bytes that a caller may send unasked, per call that is relayed: they wait in the agent's memory.
 pub(super) const CALL_WINDOW: u32 = 256 << 10;
-/// The same for the connection.
+/// The same for the connection. On one that is given away a single call may have all of it: it waits in its process's own memory, and a
+/// body that comes at once saves a wait for credit.
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Bytes of a HELLO that are read at once.
 const AT_ONCE: usize = 1 << 10;
@@ -214,7 +215,7 @@ async fn answer(home: &Rc<Home>, hello: &Hello, claims: &Claims) -> Result<Answe
     let image = app.image();
     let mut accepted = Accepted {
         max_calls: CALLS,
-        call_window: CALL_WINDOW,
+        call_window: if process.is_some() { CONNECTION_WINDOW } else { CALL_WINDOW },
         connection_window: CONNECTION_WINDOW,
         table: image.table,
         ..Accepted::new(epoch, image.longest_input())

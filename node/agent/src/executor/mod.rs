@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use futures_lite::FutureExt;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
-pub(crate) use net::{Closer, ControlReader, ControlWriter, HttpStream, Listener, bind};
+pub(crate) use net::{Closer, ControlReader, ControlWriter, HttpStream, Listener, bind, try_congestion};
 pub(crate) use resting::RestingSockets;
 pub(crate) use taken::Taken;
 

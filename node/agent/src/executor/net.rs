@@ -30,28 +30,46 @@ thread_local! {
     static READ_SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
 }
 
-/// Binds `count` listening sockets to one address; the kernel spreads connections over them.
+/// Binds `count` listening sockets to one address; the kernel spreads connections over them, and each has the congestion control of its
+/// listener: `congestion`, or the system's.
 ///
 /// The first bind is an exclusive one, so that an address that another program listens on is an error even where that program
 /// shares its port too; only then is the port bound again, shared.
-pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
-    let exclusive = listening(address, false)?;
+pub(crate) fn bind(
+    address: SocketAddr,
+    count: usize,
+    congestion: Option<&str>,
+) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
+    let exclusive = listening(address, false, congestion)?;
     let address = SocketAddr::try_from(rustix::net::getsockname(&exclusive)?)?;
     if count == 1 {
         return Ok((address, vec![exclusive]));
     }
     drop(exclusive);
-    let sockets = (0..count).map(|_| listening(address, true)).collect::<io::Result<_>>()?;
+    let sockets = (0..count).map(|_| listening(address, true, congestion)).collect::<io::Result<_>>()?;
     Ok((address, sockets))
 }
 
-fn listening(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
+/// Whether this program may give its sockets that congestion control.
+///
+/// # Errors
+/// The system's: it has none of that name, or allows it to root only.
+pub(crate) fn try_congestion(name: &str) -> io::Result<()> {
+    let socket =
+        rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    Ok(sockopt::set_tcp_congestion(&socket, name)?)
+}
+
+fn listening(address: SocketAddr, shared: bool, congestion: Option<&str>) -> io::Result<OwnedFd> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if shared {
         sockopt::set_socket_reuseport(&socket, true)?;
+    }
+    if let Some(name) = congestion {
+        sockopt::set_tcp_congestion(&socket, name)?;
     }
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
@@ -427,9 +445,23 @@ mod tests {
     }
 
     #[test]
+    fn connections_have_the_congestion_control_that_was_asked_for() {
+        on_executor(|()| async {
+            let (_, shared) = bind("127.0.0.1:0".parse().unwrap(), 2, Some("reno")).unwrap();
+            assert!(shared.iter().all(|socket| sockopt::tcp_congestion(socket).unwrap() == "reno"));
+            let (address, mut alone) = bind("127.0.0.1:0".parse().unwrap(), 1, Some("reno")).unwrap();
+            let listener = Listener::adopt(alone.remove(0)).unwrap();
+            let _caller = std::net::TcpStream::connect(address).unwrap();
+            let stream = listener.accept().await.unwrap();
+            assert_eq!(sockopt::tcp_congestion(&stream.inner).unwrap(), "reno");
+        });
+        assert_eq!(try_congestion("no-such").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
     fn a_caller_who_takes_nothing_is_noticed_until_it_does() {
         on_executor(|()| async {
-            let (address, mut sockets) = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+            let (address, mut sockets) = bind("127.0.0.1:0".parse().unwrap(), 1, None).unwrap();
             let listener = Listener::adopt(sockets.remove(0)).unwrap();
             let mut caller = std::net::TcpStream::connect(address).unwrap();
             let mut stream = listener.accept().await.unwrap();
@@ -448,7 +480,7 @@ mod tests {
     fn a_caller_who_cannot_be_served_is_told_so() {
         use std::io::{Read, Write};
         on_executor(|()| async {
-            let (address, mut sockets) = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+            let (address, mut sockets) = bind("127.0.0.1:0".parse().unwrap(), 1, None).unwrap();
             let listener = Listener::adopt(sockets.remove(0)).unwrap();
             assert!(listener.turn_away(b"nobody is there").is_err());
             let mut caller = std::net::TcpStream::connect(address).unwrap();

@@ -41,6 +41,8 @@ fn a_function_is_named_once_and_a_reply_says_what_it_rests_on(mode: Mode) {
     let mut peer = Peer::open(&node, "alice");
     let accepted = peer.accepted.clone().unwrap();
     assert!(accepted.epoch > 0 && accepted.table != 0, "{accepted:?}");
+    let window = if mode == Mode::Ring { accepted.connection_window } else { 256 << 10 };
+    assert_eq!((accepted.call_window, accepted.connection_window), (window, 1 << 20));
     let first = peer.call("count", b"").unwrap();
     assert_eq!((first.text(), first.epoch, first.rests_on.commit), ("1", accepted.epoch, 1));
     let (table, index) = first.function.expect("a call by name is told the index");
@@ -466,4 +468,14 @@ fn the_data_port_can_be_left_out() {
     let address = taken.local_addr().unwrap().to_string();
     let output = Start::new().args(&["--data", &address]).refused(dir.path());
     assert!(text(&output).contains("--data"), "{}", text(&output));
+}
+
+#[test]
+fn a_congestion_control_that_the_machine_has_not_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Start::new().args(&["--congestion", "hasty"]).refused(dir.path());
+    let said = text(&output);
+    assert!(said.contains("`hasty`") && said.contains("--congestion"), "{said}");
+    let node = Start::new().args(&["--congestion", "reno"]).node();
+    drop(node);
 }
