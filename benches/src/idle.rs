@@ -7,7 +7,7 @@ use std::time::Duration;
 use denizen_protocol::Durability;
 
 use crate::framed::Framed;
-use crate::machine::{Programs, used_kib};
+use crate::machine::{Programs, kernel_kib};
 use crate::node::Node;
 
 /// After this everything that was begun has settled.
@@ -35,9 +35,8 @@ pub(crate) fn measure(programs: &Programs, tiny: bool) {
     println!("\nThe agent's own memory for both, KiB each: {:.1}\n", held as f64 / count as f64);
     drop(connections);
     drop((empty, full));
-    connection_memory(programs, count);
     swapped_memory(programs, swapped);
-    connections_in_the_agent(programs, if tiny { 3 } else { 750 });
+    measure_connections(programs, tiny);
 }
 
 /// Memory of very many swapped processes. Each is really called once and swapped out: this takes some ten minutes.
@@ -45,24 +44,30 @@ pub(crate) fn measure_swapped(programs: &Programs, tiny: bool) {
     swapped_memory(programs, if tiny { 3 } else { 100_000 });
 }
 
-/// What the agent itself holds for a connection: one that a sandbox has, and one of a process that is swapped out.
-fn connections_in_the_agent(programs: &Programs, count: usize) {
+/// Memory of connections alone.
+pub(crate) fn measure_connections(programs: &Programs, tiny: bool) {
+    connections(programs, if tiny { 3 } else { 750 });
+}
+
+/// What the agent itself and the kernel hold for a connection: one that a sandbox has, and one of a process that is swapped out.
+fn connections(programs: &Programs, count: usize) {
     let node = Node::lasting(programs);
     let processes = count.div_ceil(PER_PROCESS);
     let first: Vec<Framed> = (0..processes).map(|process| called(&node, process)).collect();
     std::thread::sleep(SETTLING);
-    let each = |before: u64| memory_of(&node).saturating_sub(before) as f64 / count as f64;
-    let before = memory_of(&node);
+    let each = |now: u64, before: u64| now.saturating_sub(before) as f64 / count as f64;
+    let (before, in_kernel) = (memory_of(&node), kernel_kib());
     let others: Vec<Framed> = (0..count).map(|number| called(&node, number / PER_PROCESS)).collect();
     std::thread::sleep(SETTLING);
-    let given = each(before);
+    let given = (each(memory_of(&node), before), each(kernel_kib(), in_kernel));
     (0..processes).for_each(|process| node.swap_out(&format!("p{process}")));
     std::thread::sleep(SETTLING);
-    let rest = each(before);
-    println!("## The agent's memory of an idle connection, {count} of them, KiB\n");
-    println!(
-        "| | KiB |\n|---|---|\n| its sandbox has it | {given:.2} |\n| its process is swapped out | {rest:.2} |\n"
-    );
+    // What the kernel held for the sandboxes is gone as well by now: a difference would not be the connections' own.
+    let rest = each(memory_of(&node), before);
+    println!("## Memory of an idle connection, {count} of them, KiB\n");
+    println!("| | the agent's | the kernel's, both ends |\n|---|---|---|");
+    println!("| its sandbox has it | {:.2} | {:.2} |", given.0, given.1);
+    println!("| its process is swapped out | {rest:.2} | |\n");
     drop((first, others));
 }
 
@@ -123,19 +128,6 @@ fn memory_of(node: &Node) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", node.pid())).expect("smaps");
     let line = text.lines().find(|line| line.starts_with("Private_Dirty")).expect("a field");
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("KiB")
-}
-
-/// More connections to one process.
-fn connection_memory(programs: &Programs, count: usize) {
-    let node = Node::lasting(programs);
-    let first = called(&node, 0);
-    std::thread::sleep(SETTLING);
-    let before = used_kib();
-    let others: Vec<Framed> = (0..count).map(|_| called(&node, 0)).collect();
-    std::thread::sleep(SETTLING);
-    let each = used_kib().saturating_sub(before) as f64 / count as f64;
-    println!("## Memory of an idle connection that was used, both ends and the kernel's, KiB: {each:.1}\n");
-    drop((first, others));
 }
 
 fn swapped_memory(programs: &Programs, count: usize) {

@@ -111,11 +111,26 @@ pub(crate) fn describe() -> String {
 /// Memory of the whole machine that is in use and cannot be given back, in KiB: what starting a program really takes shows
 /// here, page tables and kernel structures included, and the page cache of files does not.
 pub(crate) fn used_kib() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").expect("/proc/meminfo");
-    let field = |name: &str| -> u64 {
-        let line = text.lines().find(|line| line.split(':').next() == Some(name)).expect(name);
-        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number of KiB")
-    };
+    let text = meminfo();
+    let field = |name| meminfo_field(&text, name);
     let given_back = ["MemFree", "Buffers", "Cached", "SReclaimable"].map(field).iter().sum::<u64>();
     (field("MemTotal") + field("Shmem")).saturating_sub(given_back)
+}
+
+/// What the kernel's own structures take that cannot be given back, in KiB, sockets among them; what is queued in sockets besides.
+pub(crate) fn kernel_kib() -> u64 {
+    const PAGE_KIB: u64 = 4;
+    let sockets = std::fs::read_to_string("/proc/net/sockstat").expect("/proc/net/sockstat");
+    let queued =
+        sockets.lines().find_map(|line| line.strip_prefix("TCP:")?.rsplit_once(" mem ")?.1.parse().ok());
+    meminfo_field(&meminfo(), "SUnreclaim") + queued.unwrap_or(0) * PAGE_KIB
+}
+
+fn meminfo() -> String {
+    std::fs::read_to_string("/proc/meminfo").expect("/proc/meminfo")
+}
+
+fn meminfo_field(text: &str, name: &str) -> u64 {
+    let line = text.lines().find(|line| line.split(':').next() == Some(name)).expect(name);
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number of KiB")
 }

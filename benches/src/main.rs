@@ -54,6 +54,8 @@ enum Bench {
     Idle,
     /// Memory of idle active processes beside idle glibc processes
     Memory,
+    /// Of that, only the memory of connections
+    Connections,
     /// Memory of 100,000 swapped processes: ten minutes, and only if it is asked for
     Swapped,
 }
@@ -83,6 +85,9 @@ fn main() {
     }
     if wanted(Bench::Idle) {
         idle::measure(&programs, options.tiny);
+    }
+    if options.what.contains(&Bench::Connections) {
+        idle::measure_connections(&programs, options.tiny);
     }
     if wanted(Bench::Memory) {
         memory::measure(&programs, options.tiny);

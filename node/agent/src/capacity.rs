@@ -161,7 +161,9 @@ async fn make_room(home: &Rc<Home>) -> Result<bool, Problem> {
     let evict = move |home: Rc<Home>| async move {
         let Some(process) = home.app(&app).ok().and_then(|app| app.known(&process)) else { return Ok(()) };
         // Should a call have come meanwhile, another is looked for.
-        process.make_way(&home).await
+        let made = process.make_way(&home).await;
+        home.release(process);
+        made
     };
     match executor::within(EVICTION_LIMIT, home.on(executor, evict)).await {
         Some(Ok(Ok(()))) => Ok(true),

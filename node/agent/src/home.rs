@@ -72,14 +72,7 @@ impl Home {
             *app.image.borrow_mut() = image;
             return Rc::clone(app);
         }
-        let app = Rc::new(App {
-            name: name.clone(),
-            image: RefCell::new(image),
-            processes: RefCell::default(),
-            free: RefCell::default(),
-            deployments: Rc::default(),
-            callers: Rc::default(),
-        });
+        let app = App::new(name.clone(), image);
         apps.insert(name.as_str().into(), Rc::clone(&app));
         app
     }
@@ -93,8 +86,17 @@ impl Home {
         let name = ProcessName::new(name).map_err(|error| Problem::new(Kind::BadName, error.to_string()))?;
         let log = self.node.logs.of(app.name.as_str(), name.as_str());
         let process = Process::new(app, name, log);
-        app.processes.borrow_mut().insert(process.name.as_str().into(), Rc::clone(&process));
+        app.list(&process);
         Ok(process)
+    }
+
+    /// Lets go of what the memory has of a process that is swapped out, unless somebody else uses it: its record, its files and the lines
+    /// of its log are all that there is to know of it.
+    pub(crate) fn release(&self, process: Rc<Process>) {
+        let (app, name) = (Rc::clone(&process.app), process.name.clone());
+        if app.release(process) {
+            self.node.logs.pack(app.name.as_str(), name.as_str());
+        }
     }
 
     /// Forgets a process that does not exist, unless somebody else is about to use it: names that strangers make up take no memory.
@@ -160,6 +162,31 @@ impl Home {
 }
 
 impl App {
+    pub(crate) fn new(name: AppName, image: Arc<Deployed>) -> Rc<App> {
+        Rc::new(App {
+            name,
+            image: RefCell::new(image),
+            processes: RefCell::default(),
+            free: RefCell::default(),
+            deployments: Rc::default(),
+            callers: Rc::default(),
+        })
+    }
+
+    pub(crate) fn list(&self, process: &Rc<Process>) {
+        self.processes.borrow_mut().insert(process.name.as_str().into(), Rc::clone(process));
+    }
+
+    /// Takes a process off the table that the caller alone uses, if a new object for it would be as good. True if that is so.
+    pub(crate) fn release(&self, process: Rc<Process>) -> bool {
+        // The table's and the caller's.
+        let goes = Rc::strong_count(&process) <= 2 && process.is_as_recorded();
+        if goes {
+            self.forget(&process);
+        }
+        goes
+    }
+
     pub(crate) fn image(&self) -> Arc<Deployed> {
         Arc::clone(&self.image.borrow())
     }
@@ -173,8 +200,12 @@ impl App {
         self.processes.borrow().get(name).map(Rc::clone)
     }
 
-    /// Takes a process that was deleted off the table.
+    /// Takes a process off the table.
     pub(crate) fn forget(&self, process: &Rc<Process>) {
+        // Its memory would stay for as long as it is on the list.
+        if process.listed_free.take() {
+            self.free.borrow_mut().retain(|other| !std::ptr::eq(other.as_ptr(), Rc::as_ptr(process)));
+        }
         let mut processes = self.processes.borrow_mut();
         if processes.get(process.name.as_str()).is_some_and(|current| Rc::ptr_eq(current, process)) {
             processes.remove(process.name.as_str());

@@ -6,6 +6,7 @@
 //! done under them but moving pointers.
 
 mod line;
+mod packed;
 mod text;
 
 use std::collections::{HashMap, VecDeque};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use futures_channel::mpsc;
 
 pub(crate) use line::{Line, STARTED, Speaker, Stream};
+use packed::Packed;
 pub(crate) use text::Splitter;
 
 /// Memory for the lines of one process, in bytes.
@@ -39,12 +41,19 @@ type Key = (Box<str>, Box<str>);
 /// The logs of a node.
 #[derive(Debug, Default)]
 pub(crate) struct Logs {
-    rings: Mutex<HashMap<Key, Arc<Log>>>,
+    rings: Mutex<HashMap<Key, Kept>>,
     followers: Arc<Mutex<Vec<Follower>>>,
     /// Orders lines of different processes.
     sequence: Arc<AtomicU64>,
     /// What all rings take.
     bytes: Arc<AtomicUsize>,
+}
+
+/// The log of a process, or what is left of it while nobody writes there.
+#[derive(Debug)]
+enum Kept {
+    Open(Arc<Log>),
+    Packed(Packed),
 }
 
 /// The log of one process.
@@ -98,8 +107,37 @@ impl Logs {
     /// The log of a process, a new one if it has none yet.
     pub(crate) fn of(&self, app: &str, process: &str) -> Arc<Log> {
         let mut rings = lock(&self.rings);
-        let log = rings.entry((app.into(), process.into())).or_insert_with(|| self.unlisted(app, process));
-        Arc::clone(log)
+        let kept = rings
+            .entry((app.into(), process.into()))
+            .or_insert_with(|| Kept::Open(self.unlisted(app, process)));
+        if let Kept::Packed(packed) = kept {
+            let log = self.unlisted(app, process);
+            packed.lines(app, process).into_iter().for_each(|line| lock(&log.ring).push(Arc::new(line)));
+            *kept = Kept::Open(log);
+        }
+        match kept {
+            Kept::Open(log) => Arc::clone(log),
+            Kept::Packed(_) => unreachable!("it was opened"),
+        }
+    }
+
+    /// Keeps the lines of a process that nobody writes any more in as few bytes as they take, until it is used again.
+    pub(crate) fn pack(&self, app: &str, process: &str) {
+        let mut rings = lock(&self.rings);
+        let Some(kept) = rings.get_mut(&(app.into(), process.into()) as &Key) else { return };
+        let Kept::Open(log) = kept else { return };
+        // Nobody else gets it meanwhile: it is found here only.
+        if Arc::strong_count(log) > 1 {
+            return;
+        }
+        let ring = lock(&log.ring);
+        // How many lines were dropped is still to be said.
+        if ring.dropped > 0 {
+            return;
+        }
+        let packed = Packed::new(&ring.lines, &self.bytes);
+        drop(ring);
+        *kept = Kept::Packed(packed);
     }
 
     /// A log that followers hear and nobody finds later: of a probe.
@@ -129,12 +167,16 @@ impl Logs {
 
     /// The last `tail` lines that are wanted, in the order in which they came.
     pub(crate) fn tail(&self, wanted: &Wanted, tail: usize) -> Vec<Arc<Line>> {
-        let logs: Vec<_> = lock(&self.rings)
-            .values()
-            .filter(|log| wanted.wants(&log.app, &log.process))
-            .map(Arc::clone)
-            .collect();
-        let mut lines: Vec<Arc<Line>> = Vec::new();
+        let (mut logs, mut lines) = (Vec::new(), Vec::<Arc<Line>>::new());
+        for ((app, process), kept) in lock(&self.rings).iter() {
+            match kept {
+                _ if !wanted.wants(app, process) => {}
+                Kept::Open(log) => logs.push(Arc::clone(log)),
+                Kept::Packed(packed) => {
+                    lines.extend(packed.lines(app, process).into_iter().rev().take(tail).map(Arc::new));
+                }
+            }
+        }
         for log in logs {
             lines.extend(lock(&log.ring).lines.iter().rev().take(tail).cloned());
         }
@@ -269,6 +311,8 @@ impl Follower {
 
 #[cfg(test)]
 mod tests {
+    use denizen_protocol::TraceParent;
+
     use super::*;
 
     fn texts(lines: &[Arc<Line>]) -> Vec<&str> {
@@ -299,6 +343,35 @@ mod tests {
         let all = logs.bytes.load(Ordering::Relaxed);
         assert!(all <= ALL_BYTES + RING_BYTES, "{all} bytes are kept");
         (0..processes).for_each(|number| logs.forget("a", &number.to_string()));
+        assert_eq!(logs.bytes.load(Ordering::Relaxed), 0, "what is forgotten is given back");
+    }
+
+    #[test]
+    fn a_packed_log_is_read_and_goes_on() {
+        let logs = Logs::default();
+        let log = logs.of("a", "p");
+        let speaker = Speaker { invocation: "call".into(), trace: TraceParent::from_bytes(&[7; 25]) };
+        log.add(Stream::Output, Some(speaker), "said ü".to_owned());
+        log.host("swapped out");
+        let documents = || -> Vec<_> {
+            logs.tail(&Wanted::default(), 10)
+                .iter()
+                .map(|line| serde_json::to_value(&**line).unwrap())
+                .collect()
+        };
+        let before = documents();
+        logs.pack("a", "p");
+        assert!(matches!(lock(&logs.rings).values().next(), Some(Kept::Open(_))), "somebody has it");
+        drop(log);
+        logs.pack("a", "p");
+        assert!(matches!(lock(&logs.rings).values().next(), Some(Kept::Packed(_))));
+        let packed = logs.bytes.load(Ordering::Relaxed);
+        assert!((1..200).contains(&packed), "{packed} bytes for two short lines");
+        assert_eq!(documents(), before);
+        assert_eq!(texts(&logs.tail(&Wanted::default(), 1)), ["swapped out"]);
+        logs.of("a", "p").host("started");
+        assert_eq!(texts(&logs.tail(&Wanted::default(), 10)), ["said ü", "swapped out", "started"]);
+        logs.forget("a", "p");
         assert_eq!(logs.bytes.load(Ordering::Relaxed), 0, "what is forgotten is given back");
     }
 

@@ -260,7 +260,8 @@ mod tests {
         assert_eq!(locked(&buffers.large).bytes, MIB + 1);
         // A short body does not hold a long block.
         assert!(locked(&buffers.large).take(MIB / 2).is_none());
-        let until = buffers.let_go(Instant::now()).unwrap();
+        let since = locked(&buffers.large).since.unwrap();
+        let until = buffers.let_go(since).unwrap();
         assert_eq!(locked(&buffers.large).blocks.len(), 1);
         assert_eq!(buffers.let_go(until), None);
         let kept = |large: &Large| (large.blocks.len(), large.bytes);

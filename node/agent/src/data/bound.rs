@@ -17,7 +17,7 @@ use denizen_wire::{AtRest, MAX_PARKED_RECORD};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
 
 use super::connection::{self, STALL};
-use super::{Seat, greeting, keys};
+use super::{Seat, greeting, keys, lingering};
 use crate::executor::{self, HttpStream, Taken};
 use crate::home::Home;
 use crate::process::Process;
@@ -259,7 +259,9 @@ impl Bound {
         if let Ok(mut stream) = HttpStream::adopt(socket) {
             executor::spawn(async move {
                 greeting::part(&mut stream, &[]).await;
-                drop(seat);
+                if let Ok(socket) = stream.give_up() {
+                    lingering::close(socket, seat);
+                }
             });
         }
     }
@@ -268,7 +270,9 @@ impl Bound {
     /// live: what it began on it may still wait, and has the socket until it is done. Were that disconnected, the sandbox would connect it
     /// to wherever it likes (`MSG_FASTOPEN`).
     pub(crate) fn break_off(self) {
-        let _ = sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO));
+        let Bound { socket, seat, .. } = self;
+        let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
+        lingering::close(socket, seat);
     }
 
     /// Its client learns that the stream broke off, at once, whoever else still holds the socket. Not for one that a living sandbox was

@@ -19,7 +19,7 @@ use hyper::rt::{Read as _, ReadBuf, Write as _};
 
 use super::bound::{Bound, Relayed};
 use super::connection::{self, Caller};
-use super::{Greeting, Seat, parked};
+use super::{Greeting, Open, Seat, parked};
 use crate::executor::{self, HttpStream};
 use crate::home::{App, Home};
 use crate::problem::{Kind, Problem};
@@ -69,13 +69,13 @@ impl From<Violation> for Refused {
 }
 
 /// Takes a connection in, and gives it to the executor that serves it.
-pub(super) async fn greet(home: Rc<Home>, mut stream: HttpStream, place: Greeting) {
+pub(super) async fn greet(home: Rc<Home>, mut stream: HttpStream, open: Open, place: Greeting) {
     let limit = Duration::from_millis(u64::from(HANDSHAKE_MS));
     let admitted = executor::within(limit, admit(&home, &mut stream)).await;
     match admitted.unwrap_or(Err(Refused::Quietly)) {
         Ok((hello, claims)) => {
             drop(place);
-            give(&home, stream, hello, claims);
+            give(&home, stream, open, hello, claims);
         }
         Err(refused) => refuse(stream, refused).await,
     }
@@ -112,16 +112,16 @@ async fn read_hello(stream: &mut HttpStream) -> Result<Hello, Refused> {
 }
 
 /// Has the executor serve the connection on which its process lives, or this one, if it is bound to none.
-fn give(home: &Rc<Home>, stream: HttpStream, hello: Hello, claims: Claims) {
+fn give(home: &Rc<Home>, stream: HttpStream, open: Open, hello: Hello, claims: Claims) {
     let bound = hello.process.as_deref().map(|process| home.node.home_of(&hello.app, process));
     let executor = bound.filter(|executor| *executor != home.index);
     let Some(executor) = executor else {
-        executor::spawn(serve(Rc::clone(home), stream, hello, claims));
+        executor::spawn(serve(Rc::clone(home), stream, open, hello, claims));
         return;
     };
     match stream.give_up() {
         Ok(socket) => {
-            let job = move |home: Rc<Home>| adopt(&home, socket, hello, claims);
+            let job = move |home: Rc<Home>| adopt(&home, socket, open, hello, claims);
             // An executor that is gone drops the job, and the connection with it: the node stops.
             let _ = home.node.send_job(executor, Box::new(job));
         }
@@ -129,17 +129,22 @@ fn give(home: &Rc<Home>, stream: HttpStream, hello: Hello, claims: Claims) {
     }
 }
 
-fn adopt(home: &Rc<Home>, socket: OwnedFd, hello: Hello, claims: Claims) {
+/// `came`: counts it where it came from.
+fn adopt(home: &Rc<Home>, socket: OwnedFd, came: Open, hello: Hello, claims: Claims) {
+    let open = Open::new(home);
+    drop(came);
     match HttpStream::adopt(socket) {
-        Ok(stream) => executor::spawn(serve(Rc::clone(home), stream, hello, claims)),
+        Ok(stream) => executor::spawn(serve(Rc::clone(home), stream, open, hello, claims)),
         Err(error) => tracing::warn!("a connection cannot be taken over: {error}"),
     }
 }
 
-async fn serve(home: Rc<Home>, mut stream: HttpStream, hello: Hello, claims: Claims) {
+async fn serve(home: Rc<Home>, mut stream: HttpStream, open: Open, hello: Hello, claims: Claims) {
     // Without it a caller that vanished stays until its token expires.
     let _ = stream.keep_alive(KEEP_ALIVE);
-    let Answer { seat, process, parked, accepted } = match answer(&home, &hello, &claims).await {
+    // Not the seat's alone: a connection that gets none counts until it is closed, too.
+    let open = Rc::new(open);
+    let Answer { seat, process, parked, accepted } = match answer(&home, &open, &hello, &claims).await {
         Ok(answer) => answer,
         Err(refused) => return refuse(stream, refused).await,
     };
@@ -202,12 +207,12 @@ struct Answer {
 }
 
 /// Starts or finds the process, and makes the OK.
-async fn answer(home: &Rc<Home>, hello: &Hello, claims: &Claims) -> Result<Answer, Refused> {
+async fn answer(home: &Rc<Home>, open: &Rc<Open>, hello: &Hello, claims: &Claims) -> Result<Answer, Refused> {
     if home.node.is_stopping() {
         return Err(Problem::new(Kind::ShuttingDown, "the node is shutting down").into());
     }
     let app = home.app(&hello.app)?;
-    let seat = Seat::take(home, &app)?;
+    let seat = Seat::take(home, &app, open)?;
     let (epoch, process) = match &hello.process {
         Some(process) => find(home, &app, process, hello).await?,
         None => (0, None),

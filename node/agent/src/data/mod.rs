@@ -8,6 +8,7 @@
 //! | `bound` | a connection to one process behind its OK, while no task serves it |
 //! | `parked` | those of them that are at rest, and the ends of tokens |
 //! | `given` | those on their way to a sandbox, and back |
+//! | `lingering` | those that ended in a sandbox, until the kernel says that their sockets are closed |
 //! | `connection` | a connection that is relayed: its bytes, its clock, its end |
 //! | `call` | one call on it |
 //! | `body` | the input of a call on its way out of the frames |
@@ -24,11 +25,14 @@ mod connection;
 mod given;
 mod greeting;
 pub(crate) mod keys;
+mod lingering;
 mod parked;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use denizen_protocol::{Drain, DrainReason};
@@ -61,12 +65,14 @@ const KEPT_BYTES: usize = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct Callers {
     most: usize,
-    open: Cell<usize>,
+    open: Arc<AtomicUsize>,
     /// By age.
     greetings: RefCell<BTreeMap<u64, Closer>>,
     served: RefCell<BTreeMap<u64, Weak<Caller>>>,
     /// Bound ones that say nothing.
     parked: parked::ParkedTable,
+    /// Closed ones that a sandbox may still hold.
+    lingering: lingering::Lingering,
     next: Cell<u64>,
 }
 
@@ -84,10 +90,11 @@ impl Callers {
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         Callers {
             most: share(descriptors, executors),
-            open: Cell::new(0),
+            open: Arc::default(),
             greetings: RefCell::default(),
             served: RefCell::default(),
             parked: parked::ParkedTable::default(),
+            lingering: lingering::Lingering::default(),
             // 0 is no connection's number.
             next: Cell::new(1),
         }
@@ -108,7 +115,12 @@ impl Callers {
     }
 
     fn is_full(&self) -> bool {
-        self.open.get() >= self.most
+        self.open.load(Ordering::Relaxed) >= self.most
+    }
+
+    /// As [`is_full`](Self::is_full), for one that is counted already: others come from other executors, too.
+    fn has_too_many(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > self.most
     }
 
     fn number(&self) -> u64 {
@@ -133,8 +145,8 @@ pub(crate) async fn accept(home: Rc<Home>, listener: Listener) {
         }
         match pace.wait(listener.accept()).await {
             Ok(stream) => {
-                let place = Greeting::new(&home, stream.closer());
-                executor::spawn(greeting::greet(Rc::clone(&home), stream, place));
+                let (open, place) = (Open::new(&home), Greeting::new(&home, stream.closer()));
+                executor::spawn(greeting::greet(Rc::clone(&home), stream, open, place));
                 pace.step().await;
             }
             Err(error) => {
@@ -153,7 +165,6 @@ fn full() -> Problem {
 struct Greeting {
     home: Rc<Home>,
     number: u64,
-    _open: Open,
 }
 
 impl Greeting {
@@ -167,7 +178,7 @@ impl Greeting {
         }
         greetings.insert(number, closer);
         drop(greetings);
-        Greeting { home: Rc::clone(home), number, _open: Open::new(home) }
+        Greeting { home: Rc::clone(home), number }
     }
 }
 
@@ -177,42 +188,55 @@ impl Drop for Greeting {
     }
 }
 
-/// Counts a connection of this executor.
-struct Open(Rc<Home>);
+/// Counts a connection of an executor, from its accept to its close. It may be dropped on another one, to which the connection moved.
+#[derive(Debug)]
+struct Open(Arc<AtomicUsize>);
 
 impl Open {
     fn new(home: &Rc<Home>) -> Open {
-        home.callers.open.set(home.callers.open.get() + 1);
-        Open(Rc::clone(home))
+        Open::of(&home.callers.open)
+    }
+
+    fn of(count: &Arc<AtomicUsize>) -> Open {
+        count.fetch_add(1, Ordering::Relaxed);
+        Open(Arc::clone(count))
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.callers.open.set(self.0.callers.open.get() - 1);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// A connection's place among those of its executor and of its application.
 struct Seat {
+    home: Rc<Home>,
     app: Rc<App>,
-    open: Open,
+    _open: Rc<Open>,
 }
 
 impl Seat {
     /// # Errors
     /// `overloaded`: an application may have half of the connections of an executor.
-    fn take(home: &Rc<Home>, app: &Rc<App>) -> Result<Seat, Problem> {
+    fn take(home: &Rc<Home>, app: &Rc<App>, open: &Rc<Open>) -> Result<Seat, Problem> {
         let count = app.callers.connections.get();
-        if count >= home.callers.most / 2 || home.callers.is_full() {
+        if count >= home.callers.most / 2 || home.callers.has_too_many() {
             return Err(full());
         }
         app.callers.connections.set(count + 1);
-        Ok(Seat { app: Rc::clone(app), open: Open::new(home) })
+        Ok(Seat { home: Rc::clone(home), app: Rc::clone(app), _open: Rc::clone(open) })
     }
 
     fn home(&self) -> &Rc<Home> {
-        &self.open.0
+        &self.home
+    }
+}
+
+impl std::fmt::Debug for Seat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Its executor has it in a list.
+        f.debug_struct("Seat").field("app", &self.app.name).finish_non_exhaustive()
     }
 }
 
@@ -279,6 +303,24 @@ mod tests {
         assert_eq!(share(1024, 2), 128);
         assert_eq!(share(1 << 20, 1), 16_384);
         assert_eq!(share(0, 4), 2);
+    }
+
+    #[test]
+    fn a_connection_counts_where_it_was_accepted_until_its_new_executor_counts_it() {
+        let (here, there) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+        let counts = || (here.load(Ordering::Relaxed), there.load(Ordering::Relaxed));
+        let came = Open::of(&here);
+        assert_eq!(counts(), (1, 0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let stays = Open::of(&there);
+                assert_eq!(counts(), (1, 1));
+                drop(came);
+                assert_eq!(counts(), (0, 1));
+                drop(stays);
+            });
+        });
+        assert_eq!(counts(), (0, 0));
     }
 
     #[test]

@@ -218,7 +218,9 @@ async fn change(home: &Rc<Home>, app: &str, process: &str, change: Change) -> Re
         {
             home.let_go(&process);
         }
-        done.map_err(|problem| problem.process(process.name.as_str()))
+        let done = done.map_err(|problem| problem.process(process.name.as_str()));
+        home.release(process);
+        done
     };
     home.on(executor, work).await?
 }

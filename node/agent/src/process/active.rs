@@ -18,6 +18,7 @@ use denizen_wire::{
     CancelReason, DrainCause, Durability, FailKind, Failure, Frame, Header, Kind, LastCapture, ReplyHead,
     direct_name, is_direct, split_log_line,
 };
+use futures_channel::oneshot;
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 
@@ -87,6 +88,8 @@ pub(crate) struct Active {
     sooner: Changes,
     /// The last content type of a reply: mostly the next one is the same.
     content_type: RefCell<Option<HeaderValue>>,
+    /// Dropped with this, which ends what watches it.
+    gone: RefCell<Option<oneshot::Sender<()>>>,
 }
 
 /// What a new sandbox is made of.
@@ -140,7 +143,15 @@ impl Active {
             changes: Changes::default(),
             sooner: Changes::default(),
             content_type: RefCell::default(),
+            gone: RefCell::default(),
         })
+    }
+
+    /// Resolves when this object is dropped, for one who watches it.
+    pub(super) fn until_gone(&self) -> oneshot::Receiver<()> {
+        let (gone, watched) = oneshot::channel();
+        *self.gone.borrow_mut() = Some(gone);
+        watched
     }
 
     pub(crate) fn commit(&self) -> u64 {

@@ -98,6 +98,8 @@ pub(crate) struct Process {
     durable: Cell<u64>,
     /// What is known of a sync that failed under its state.
     suspicion: Cell<Suspicion>,
+    /// It was swapped out since it last had a sandbox: what is known of its commits is in its record.
+    is_swapped: Cell<bool>,
     /// It is on its application's list of free processes.
     pub(crate) listed_free: Cell<bool>,
     /// A call that named no process is on its way to it.
@@ -146,6 +148,7 @@ impl Process {
             crashes: RefCell::default(),
             durable: Cell::new(0),
             suspicion: Cell::new(Suspicion::None),
+            is_swapped: Cell::new(false),
             listed_free: Cell::new(false),
             chosen: Cell::new(false),
             bound: OfProcess::default(),
@@ -173,6 +176,18 @@ impl Process {
     /// Whether nothing of it is here: no sandbox, and nobody who waits for one.
     pub(crate) fn is_at_rest(&self) -> bool {
         matches!(*self.stage.borrow(), Stage::Resting) && self.starters.borrow().is_empty()
+    }
+
+    /// Whether a new object for it would be as good as this: nothing of it is here, and nothing is remembered that is not in its record.
+    pub(crate) fn is_as_recorded(&self) -> bool {
+        let crashes = self.crashes.borrow();
+        self.is_at_rest()
+            && self.is_swapped.get()
+            && self.waiting.get() == 0
+            && (crashes.in_a_row, crashes.last.is_none()) == (0, true)
+            && self.suspicion.get() == Suspicion::None
+            && !self.chosen.get()
+            && self.bound.count() == 0
     }
 
     /// Whether its next sandbox is to take connections.
@@ -239,6 +254,7 @@ impl Process {
     }
 
     fn set_stage(&self, stage: Stage) {
+        self.is_swapped.set(false);
         *self.stage.borrow_mut() = stage;
     }
 
@@ -432,6 +448,66 @@ impl Drop for Counted<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn app() -> Rc<App> {
+        let manifest = denizen_image::Manifest::default_for("a");
+        let record = denizen_sched::ImageRecord {
+            image: "ab".repeat(32).parse().unwrap(),
+            manifest: serde_json::to_value(manifest).unwrap(),
+            declarations: serde_json::json!({
+                "abi_version": 1, "functions": [], "types": [],
+                "state": {"commit": 0, "live_bytes": 0, "keys": 0, "durable": 0, "log_bytes": 0},
+            }),
+            created_at_ms: 0,
+        };
+        let image = crate::deployed::Deployed::from_record(&record).unwrap();
+        App::new(denizen_sched::AppName::new("a").unwrap(), Arc::new(image))
+    }
+
+    /// A process on the table that was swapped out.
+    fn swapped(app: &Rc<App>) -> Rc<Process> {
+        let log = crate::logs::Logs::default().unlisted("a", "p");
+        let process = Process::new(app, ProcessName::new("p").unwrap(), log);
+        app.list(&process);
+        process.set_stage(Stage::Resting);
+        process.is_swapped.set(true);
+        process
+    }
+
+    #[test]
+    fn a_swapped_process_takes_no_memory() {
+        let app = app();
+        for _ in 0..100 {
+            let process = swapped(&app);
+            let gone = Rc::downgrade(&process);
+            assert!(app.release(process));
+            assert!(gone.upgrade().is_none() && app.processes().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_in_no_record_stays_in_memory() {
+        let stays = |change: &dyn Fn(&Process)| {
+            let app = app();
+            let process = swapped(&app);
+            change(&process);
+            assert!(!app.release(process));
+            assert_eq!(app.processes().len(), 1);
+        };
+        stays(&|process| process.crashed(Problem::new(Kind::HostFault, "it ended")));
+        stays(&|process| process.suspicion.set(Suspicion::Unmarked));
+        stays(&|process| process.chosen.set(true));
+        stays(&|process| process.waiting.set(1));
+        stays(&|process| process.set_stage(Stage::Starting));
+        // It has rested without being swapped out: what it made durable may be known here only.
+        stays(&|process| process.set_stage(Stage::Resting));
+        let app = app();
+        let (process, _somebody) = {
+            let it = swapped(&app);
+            (Rc::clone(&it), it)
+        };
+        assert!(!app.release(process), "somebody is about to use it");
+    }
 
     #[test]
     fn pauses_double_up_to_the_longest() {

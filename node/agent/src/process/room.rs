@@ -51,8 +51,8 @@ async fn look_in_turn(side: SideThread) {
     LOOKS.set(false);
 }
 
-/// Looks at those whose turn it is. The free bytes on the disk; `None` where nobody is watched.
-async fn look_at_some(side: &SideThread) -> Option<u64> {
+/// Looks at those whose turn it is. The free bytes on the disk, if it tells; `None` where nobody is watched.
+async fn look_at_some(side: &SideThread) -> Option<Option<u64>> {
     let turn = next_turn();
     let looks: Vec<_> = turn.iter().map(|segments| segments.to_look_at()).collect();
     if looks.is_empty() {
@@ -67,8 +67,7 @@ async fn look_at_some(side: &SideThread) -> Option<u64> {
         stretched.into_iter().for_each(|stretched| segments.breaks(stretched));
         go_on_watching(segments);
     }
-    // Where it cannot be asked none has gone.
-    Some(free.unwrap_or(u64::MAX))
+    Some(free)
 }
 
 /// Each of them once, in pieces: who wants another segment waits for no more than one of these.
@@ -104,13 +103,25 @@ fn go_on_watching(segments: &Rc<Segments>) {
 
 /// The free bytes that were seen when it was looked last, or since, if that was more.
 #[derive(Debug, Default)]
-struct Room(u64);
+struct Room {
+    free: u64,
+    warned: bool,
+}
 
 impl Room {
-    fn has_gone(&mut self, free: u64) -> bool {
-        let gone = free < self.0 - self.0 / PART;
-        if gone || free > self.0 {
-            self.0 = free;
+    /// `free`: `None` where the disk does not tell. All of it may have gone then.
+    fn has_gone(&mut self, free: Option<u64>) -> bool {
+        let Some(free) = free else {
+            if !std::mem::replace(&mut self.warned, true) {
+                tracing::warn!(
+                    "the disk does not tell how much room it has: all segments are looked at each time"
+                );
+            }
+            return true;
+        };
+        let gone = free < self.free - self.free / PART;
+        if gone || free > self.free {
+            self.free = free;
         }
         gone
     }
@@ -123,10 +134,20 @@ mod tests {
     #[test]
     fn room_that_goes_little_by_little_goes_too() {
         let mut room = Room::default();
-        assert!(!room.has_gone(800));
-        assert!(!room.has_gone(750) && !room.has_gone(700));
-        assert!(room.has_gone(699));
-        assert!(!room.has_gone(699) && !room.has_gone(900), "it came back");
-        assert!(room.has_gone(0) && !room.has_gone(0));
+        let mut has_gone = |free| room.has_gone(Some(free));
+        assert!(!has_gone(800));
+        assert!(!has_gone(750) && !has_gone(700));
+        assert!(has_gone(699));
+        assert!(!has_gone(699) && !has_gone(900), "it came back");
+        assert!(has_gone(0) && !has_gone(0));
+    }
+
+    #[test]
+    fn a_disk_that_does_not_tell_may_have_no_room() {
+        let mut room = Room::default();
+        assert!(room.has_gone(None));
+        assert!(!room.has_gone(Some(800)));
+        assert!(room.has_gone(None) && room.has_gone(None));
+        assert!(!room.has_gone(Some(750)), "as much as before");
     }
 }

@@ -10,6 +10,7 @@ use denizen_image::ImageId;
 use denizen_sched::idle::{Activity, Verdict, verdict};
 use denizen_sched::{Create, Epoch, Home as Place, Origin, Settled};
 use denizen_wire::DrainCause;
+use futures_channel::oneshot;
 
 use crate::data;
 use crate::executor;
@@ -54,14 +55,35 @@ fn time_to_end(active: &Active) -> (Duration, Duration) {
     (calls + DRAIN_GRACE + callers, writing)
 }
 
-/// Waits for the end of a sandbox that was asked to end, and ends it when it is overdue.
+/// The longest that a sandbox may take: what begins while it drains has no later deadline than what began last before.
+fn longest_end(active: &Active) -> Duration {
+    let (calls, writing) = time_to_end(active);
+    calls.max(active.image.longest_deadline() + DRAIN_GRACE + LAST_WORDS) + writing
+}
+
+/// What is left of `longest` for a wait of `patience`; `None` where all of it is spent.
+fn left_of(longest: Duration, waited: Duration, patience: Duration) -> Option<Duration> {
+    let left = longest.saturating_sub(waited);
+    (!left.is_zero()).then(|| patience.min(left))
+}
+
+/// Waits for the end of a sandbox that was asked to end, and ends it when it is overdue: also one that says again and again that a call
+/// takes a while.
 async fn await_end(active: &Active, limit: Option<Duration>) {
+    let (begun, longest) = (Instant::now(), longest_end(active));
     loop {
         let (last, (calls, writing)) = (active.last_deadline(), time_to_end(active));
         // What a stopping node breaks off early are calls, not the keeping of files.
         let patience = match limit {
             Some(limit) => calls.min(limit) + writing.min(MOST_WRITING),
             None => calls + writing,
+        };
+        let Some(patience) = left_of(longest, begun.elapsed(), patience) else {
+            tracing::warn!(
+                "a sandbox of {} was asked to end {longest:?} ago, and no call may run that long: it is ended",
+                active.image.manifest.name
+            );
+            return active.kill(Killing::Stopping);
         };
         let dead = active.changes.until(|| active.death.borrow().is_some().then_some(()));
         if executor::within(patience, dead).await.is_some() {
@@ -294,6 +316,7 @@ async fn move_out<T: Send + 'static>(
     let told = home.node.scheduler.settled(app.clone(), name.clone(), epoch, settled).await;
     told.map_err(|error| refused_claim(&error))?;
     process.durable.set(process.durable.get().max(commit));
+    process.is_swapped.set(true);
     process.copying(home).later(move || {
         files::forget_local(&paths);
         drop(files::remove_swapped(&paths, Some(epoch)));
@@ -320,13 +343,24 @@ async fn delete(home: &Rc<Home>, process: &Rc<Process>) -> Result<(), Problem> {
 /// Swaps a process out when it has been idle for as long as its image says.
 pub(super) fn watch_idle(home: &Rc<Home>, process: &Rc<Process>, active: &Rc<Active>) {
     let idle = home.node.config.idle_override.unwrap_or(active.image.manifest.process.idle);
-    executor::spawn(swap_when_idle(Rc::clone(home), Rc::downgrade(process), Rc::downgrade(active), idle));
+    let ended = active.until_gone();
+    let (process, active) = (Rc::downgrade(process), Rc::downgrade(active));
+    executor::spawn(swap_when_idle(Rc::clone(home), process, active, idle, ended));
 }
 
-async fn swap_when_idle(home: Rc<Home>, process: Weak<Process>, active: Weak<Active>, idle: Duration) {
+async fn swap_when_idle(
+    home: Rc<Home>,
+    process: Weak<Process>,
+    active: Weak<Active>,
+    idle: Duration,
+    mut ended: oneshot::Receiver<()>,
+) {
     let mut wait = idle;
     loop {
-        executor::sleep(wait).await;
+        // Not for a moment longer than there is something to watch: this task, and what it points to, would stay for all that time.
+        if executor::within(wait, &mut ended).await.is_some() {
+            break;
+        }
         let (Some(process), Some(active)) = (process.upgrade(), active.upgrade()) else { break };
         if active.is_ending() {
             break;
@@ -337,7 +371,11 @@ async fn swap_when_idle(home: Rc<Home>, process: Weak<Process>, active: Weak<Act
             Verdict::Due => {
                 // What failed is in its log, and is tried again for as long as it serves.
                 match swap_if_still_idle(&home, &process, &active, idle, Wish::Idle).await {
-                    Ok(true) => break,
+                    Ok(true) => {
+                        drop(active);
+                        home.release(process);
+                        break;
+                    }
                     Ok(false) => wait = idle,
                     Err(_) => wait = idle.max(TRY_AGAIN),
                 }
@@ -392,6 +430,19 @@ async fn says_so(active: &Active, wish: Wish) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn calls_that_are_told_of_while_it_ends_gain_no_time_beyond_the_longest() {
+        let (longest, patience) = (Duration::from_secs(10), Duration::from_secs(4));
+        let (mut waited, mut waits) = (Duration::ZERO, Vec::new());
+        // After each wait there is a new deadline.
+        while let Some(wait) = left_of(longest, waited, patience) {
+            waits.push(wait.as_secs());
+            waited += wait;
+        }
+        assert_eq!(waits, [4, 4, 2]);
+        assert_eq!(left_of(longest, longest + patience, patience), None, "the clock may be late");
+    }
 
     #[test]
     fn who_has_much_to_write_has_longer_to_end() {

@@ -440,7 +440,11 @@ fn numbers_at_their_limits_do_what_is_written(mode: Mode) {
         ("a whole body of another length", Head { flags: 1, ..said(5) }.call(), "length-mismatch"),
         ("a frame over its limit", Head { body: MOST_BODY + 1, ..said(u64::MAX) }.call(), "body-too-long"),
         ("the longest", Head { body: u32::MAX, ..said(u64::MAX) }.call(), "body-too-long"),
-        ("more than the window", Head { body: MOST_BODY, ..said(u64::MAX) }.call(), "window-exceeded"),
+        (
+            "more than the window",
+            [Head { body: 1, ..said(u64::MAX) }.call(), byte.to_vec(), data(MOST_BODY, 0)].concat(),
+            "window-exceeded",
+        ),
         ("nothing and no end", [said(u64::MAX).call(), data(0, 0)].concat(), "empty-data"),
         ("data about nothing", data(0, 1), "unknown-call"),
         ("no credit", credit(0, 0), "bad-value"),

@@ -575,8 +575,14 @@ pub(crate) fn room_for_copy(paths: &ProcessPaths, live_bytes: Option<u64>) -> Re
     let all: u64 = ids.into_iter().map(length).sum();
     let copy = live_bytes.map_or(all, |live| all.min(live.saturating_add(live / 64 + COPY_OVERHEAD)));
     let wanted = copy.saturating_add(RECORD_ROOM_BYTES);
-    let Ok(disk) = rustix::fs::statvfs(&paths.local) else { return Ok(()) };
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let disk = rustix::fs::statvfs(&paths.local).map_err(io::Error::from);
+    copy_fits(wanted, disk.map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)), &paths.local)
+}
+
+/// A disk that does not tell what is free is not trusted with a copy: the process goes on, and it is tried again.
+fn copy_fits(wanted: u64, free: io::Result<u64>, folder: &Path) -> Result<(), Problem> {
+    let free =
+        free.map_err(|error| io_problem("the disk does not tell how much room it has", folder, &error))?;
     if free >= wanted {
         return Ok(());
     }

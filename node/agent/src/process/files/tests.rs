@@ -594,3 +594,11 @@ fn a_recovery_that_breaks_off_is_begun_again() {
     assert_eq!(value(empty.open(Origin::Local, 8).unwrap(), &whose(7)), b"");
     mark(&empty.paths.swap.join("nowhere")).unwrap();
 }
+
+#[test]
+fn a_disk_that_does_not_tell_what_is_free_gets_no_copy() {
+    let folder = Path::new("state");
+    assert!(copy_fits(10, Ok(10), folder).is_ok());
+    assert_eq!(copy_fits(10, Ok(9), folder).unwrap_err().kind(), Kind::NoSpace);
+    assert!(copy_fits(10, Err(io::Error::from_raw_os_error(5)), folder).is_err());
+}
