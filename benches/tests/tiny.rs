@@ -64,7 +64,7 @@ fn idle_prints_time_and_memory() {
     let out = tiny("idle");
     for row in [
         "no process, no connection",
-        "idle connection that was used",
+        "idle processes, 3 idle connections",
         "memory of a swapped process",
         "its sandbox has it",
         "its process is swapped out",
