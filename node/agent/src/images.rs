@@ -117,14 +117,21 @@ impl Room {
     }
 
     fn prune(&self, only: Option<ImageId>) -> Result<Vec<Removed>, Problem> {
-        let uses = self.uses()?;
-        let ids = self.store.ids().map_err(|error| store_problem(&error))?;
-        let is_named = |id: &ImageId| uses.iter().any(|used| used.image == *id);
-        let wanted = ids.into_iter().filter(|id| only.is_none_or(|only| only == *id));
-        Ok(wanted
-            .filter(|id| !is_named(id) && !self.holds.has(id))
-            .filter_map(|id| self.drop_one(id))
-            .collect())
+        self.prune_but(only, || self.uses())
+    }
+
+    /// What is held is looked at before the records are. Whoever is named by then lets its hold go, so the other way round there is an
+    /// instant at which a new image is in neither.
+    fn prune_but(
+        &self,
+        only: Option<ImageId>,
+        uses: impl FnOnce() -> Result<Vec<ImageUse>, Problem>,
+    ) -> Result<Vec<Removed>, Problem> {
+        let mut ids = self.store.ids().map_err(|error| store_problem(&error))?;
+        ids.retain(|id| only.is_none_or(|only| only == *id) && !self.holds.has(id));
+        let uses = uses()?;
+        ids.retain(|id| uses.iter().all(|used| used.image != *id));
+        Ok(ids.into_iter().filter_map(|id| self.drop_one(id)).collect())
     }
 
     fn drop_one(&self, image: ImageId) -> Option<Removed> {
@@ -213,6 +220,22 @@ mod tests {
 
     fn left(room: &Room) -> Vec<ImageId> {
         room.store.ids().unwrap()
+    }
+
+    #[test]
+    fn an_image_that_is_named_while_the_records_are_read_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = room(dir.path());
+        let image = store(&room, "new");
+        let held = room.holds.hold(image);
+        let removed = room.prune_but(None, || {
+            let before = room.uses();
+            deploy(&room, image);
+            drop(held);
+            before
+        });
+        assert_eq!(removed.unwrap().len(), 0);
+        assert_eq!(left(&room), [image]);
     }
 
     #[test]

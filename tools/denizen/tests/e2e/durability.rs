@@ -1,6 +1,6 @@
 //! What replies promise of their commits, state seen and changed from outside, and what damage on the disk comes to.
 
-use crate::node::{Node, PATIENCE, Reply, Start, agent, c_image, faulty_image, signal};
+use crate::node::{Node, PATIENCE, Reply, Start, Until, agent, c_image, faulty_image, signal};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -282,8 +282,8 @@ fn under_load(node: &Node, during: impl FnOnce()) -> (u64, u64) {
                 }
             });
         }
+        let _calling = Until(&stop);
         during();
-        stop.store(true, Ordering::Relaxed);
     });
     (at_process.into_inner(), at_node.into_inner())
 }

@@ -1,7 +1,7 @@
 //! Images that nothing needs any more go, and no other.
 
 use crate::bad_images::c_plugin;
-use crate::node::{Node, PATIENCE, Start, await_within, c_image, text};
+use crate::node::{Node, PATIENCE, Start, Until, await_within, c_image, text};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -93,13 +93,14 @@ fn pruning_and_deploying_at_once_breaks_nothing() {
             }
             times
         });
+        let deploying = Until(&stop);
         for round in 0..12 {
             deploy(&node, &versions()[round % 4]);
             // A process that is new has to load it.
             let reply = node.call("app", &format!("p{round}"), "count", b"");
             assert_eq!((reply.status, reply.body().as_str()), (200, "ok"), "{}", node.said());
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(deploying);
         assert!(pruning.join().unwrap() > 0);
     });
     assert!(node.ok(&["image", "verify"]).contains("every byte is as it was"));
