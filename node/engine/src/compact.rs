@@ -171,7 +171,7 @@ impl Engine {
                 }
                 next = number + 1;
                 let version = if part.head.version == 0 { head.seq } else { part.head.version };
-                if may_be_needed(&state.trees, victim.slot, &part) {
+                if may_be_needed(&state.trees, victim.slot, &part, version) {
                     bytes += crate::format::cost_in_log(part.key.len(), part.head.value_len);
                     loaded.push(load(victim, part, version)?);
                 }
@@ -202,7 +202,7 @@ impl Engine {
             return Ok(0);
         }
         let copied = RECORD_LEN as u64 + outs.iter().map(Out::len).sum::<u64>();
-        let placed = self.write(&mut log, &outs)?;
+        let placed = self.write(&mut log, &mut outs)?;
         // A value that was moved damaged stays damaged: its first reader finds out.
         self.publish(&mut log, &outs, placed, None, |at, item| item.unread = !fits[at]);
         Ok(copied)
@@ -214,8 +214,8 @@ impl Engine {
         log.check_usable()?;
         let key = id.to_le_bytes();
         let mark = Out { key: key.as_slice().into(), ..Out::of(PartKind::SegmentRetired) };
-        let marks = [mark];
-        let placed = self.write(&mut log, &marks)?;
+        let mut marks = [mark];
+        let placed = self.write(&mut log, &mut marks)?;
         self.publish(&mut log, &marks, placed, None, |_, _| {});
         self.unseat(&mut log, victim.slot);
         let enough = log.retiring_bytes() > (2 * log.ledger.live()).max(RETIRING_BYTES);
@@ -227,17 +227,20 @@ impl Engine {
     }
 }
 
-fn may_be_needed(trees: &Trees, slot: u32, part: &Found) -> bool {
+fn may_be_needed(trees: &Trees, slot: u32, part: &Found, version: u64) -> bool {
     match part.head.kind.effect() {
-        Effect::Set(table) => trees[table.index()].get(&part.key).is_some_and(|item| is(item, slot, part)),
+        Effect::Set(table) => {
+            trees[table.index()].get(&part.key).is_some_and(|item| is(item, slot, part, version))
+        }
         Effect::Remove(table) => trees[table.index()].get(&part.key).is_none(),
         // Newer headers know what was retired.
         Effect::Log => false,
     }
 }
 
-fn is(item: &Item, slot: u32, part: &Found) -> bool {
-    item.slot == slot && item.offset() == part.value_at
+/// Whether an item is this part, and not another that lay in the same place.
+fn is(item: &Item, slot: u32, part: &Found, version: u64) -> bool {
+    item.slot == slot && item.offset() == part.value_at && item.version == version
 }
 
 fn load(victim: &Victim, part: Found, version: u64) -> Result<Loaded, StateError> {
@@ -257,10 +260,13 @@ fn still_needed<'a>(log: &Log, trees: &Trees, victim: &Victim, loaded: &'a Loade
         time_ms,
         value_crc: part.head.value_crc,
         validated,
+        place: None,
     };
     match part.head.kind.effect() {
         Effect::Set(table) => {
-            let item = trees[table.index()].get(&part.key).filter(|item| is(item, victim.slot, part))?;
+            let item = trees[table.index()]
+                .get(&part.key)
+                .filter(|item| is(item, victim.slot, part, loaded.version))?;
             Some(out(item.time_ms, victim.mapped.validated(item).load(Ordering::Relaxed)))
         }
         Effect::Remove(table) => {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::compact::Compactor;
 use crate::error::{Damage, Operation};
-use crate::format::{Lineage, PartKind, RECORD_LEN, aligned};
+use crate::format::{Lineage, PartKind, RECORD_LEN};
 use crate::group::{Group, Role};
 use crate::index::Item;
 use crate::log::{Log, LogStart, Placed, Tracked};
@@ -156,7 +156,6 @@ impl Engine {
         tracked.iter().for_each(|one| segments.set(one.slot, one.mapped.clone()));
         let recovery = Recovery { commit: replayed.seq, torn: replayed.torn, damaged: replayed.damaged };
         let live = replayed.ledger.live();
-        let state = State { trees: replayed.trees, segments: Arc::new(segments), seq: replayed.seq, live };
         let mut log = Log::new(LogStart {
             lineage: options.lineage,
             segments: tracked,
@@ -167,6 +166,9 @@ impl Engine {
             sizes: options.segments,
             maps: true,
         });
+        let era = log.slots.era();
+        let state =
+            State { trees: replayed.trees, segments: Arc::new(segments), seq: replayed.seq, live, era };
         // Files vanish in any order. As long as a header that lists one may be the newest, all have to stay: until there is a newer one
         // on the disk.
         unlisted.into_iter().for_each(|id| log.retire_after(replayed.seq + 1, id));
@@ -264,7 +266,7 @@ impl Engine {
         {
             return Err(StateError::Conflict { key });
         }
-        let parts = writes.parts(log.seq + 1);
+        let mut parts = writes.parts(log.seq + 1);
         if parts.is_empty() {
             return Ok(log.seq);
         }
@@ -275,13 +277,13 @@ impl Engine {
         if needed > quota && needed > used {
             return Err(StateError::QuotaExceeded { needed, quota, used });
         }
-        let placed = self.write(&mut log, &parts)?;
+        let placed = self.write(&mut log, &mut parts)?;
         self.publish(&mut log, &parts, placed, Some(base), |_, _| {});
         Ok(placed.seq)
     }
 
-    /// Writes one record.
-    pub(crate) fn write(&self, log: &mut Log, outs: &[Out<'_>]) -> Result<Placed, StateError> {
+    /// Writes one record, and values of it to where dead ones lay.
+    pub(crate) fn write(&self, log: &mut Log, outs: &mut [Out<'_>]) -> Result<Placed, StateError> {
         let len = RECORD_LEN as u64 + outs.iter().map(Out::len).sum::<u64>();
         let (durable, time_ms) = (self.durable(), (self.shared.options.clock)());
         if let Some(seated) = log.reserve(len, durable, time_ms, &*self.shared.storage)? {
@@ -290,6 +292,7 @@ impl Engine {
             };
             self.shared.published.change(seat);
         }
+        log.place(outs, time_ms);
         log.append(outs, durable, time_ms)
     }
 
@@ -316,17 +319,25 @@ impl Engine {
         base: Option<&mut Base>,
         placed_item: impl Fn(usize, &mut Item),
     ) {
-        let ledger = &mut log.ledger;
+        let Log { ledger, slots, .. } = log;
+        let mut left = None;
         let apply = |state: &mut State| {
             let mut value_at = placed.values_at;
             for (at, out) in outs.iter().enumerate() {
-                let mut item = placed.item(out, value_at, ledger.next_cell(placed.slot));
+                let place = out.place.unwrap_or(value_at);
+                let mut item = placed.item(out, place, ledger.next_cell(placed.slot));
                 placed_item(at, &mut item);
                 if let (1.., Some(mapped)) = (out.validated, state.segments.get(placed.slot)) {
                     mapped.validated(&item).store(out.validated, Ordering::Relaxed);
                 }
-                ledger.apply(&mut state.trees, placed.slot, out.kind, &out.key, item);
-                value_at += aligned(out.value.len());
+                let dead = ledger.apply(&mut state.trees, placed.slot, out.kind, &out.key, item);
+                if let Some(dead) = dead.filter(|dead| dead.slot == placed.slot) {
+                    slots.died(&dead);
+                }
+                value_at += out.value_in_record();
+            }
+            if let Some(era) = slots.next_era() {
+                left = Some(std::mem::replace(&mut state.era, era));
             }
             state.seq = placed.seq;
             state.live = ledger.live();
@@ -335,6 +346,7 @@ impl Engine {
             Some(base) if outs.len() <= SHORT => {
                 let Base { state, pins } = base;
                 self.shared.published.change_mine(state, |mine, now| mine.pin_if_other(now, pins), apply);
+                left.into_iter().for_each(|era| pins.keep_era(era));
             }
             None if outs.len() <= SHORT => self.shared.published.change(apply),
             base => {
@@ -405,8 +417,8 @@ impl Engine {
             return Ok(seq);
         }
         let mark = Out::of(PartKind::Watermark);
-        let marks = [mark];
-        let placed = self.write(&mut log, &marks)?;
+        let mut marks = [mark];
+        let placed = self.write(&mut log, &mut marks)?;
         self.publish(&mut log, &marks, placed, None, |_, _| {});
         drop(log);
         self.wait(placed.seq, Durability::Node)?;

@@ -75,22 +75,27 @@ impl Ledger {
         }
     }
 
-    /// Applies one part, stored in `slot`. `item` is what it sets, if it sets something.
-    pub(crate) fn apply(&mut self, trees: &mut Trees, slot: u32, kind: PartKind, key: &[u8], item: Item) {
+    /// Applies one part, stored in `slot`. `item` is what it sets, if it sets something. Returns what is dead now.
+    pub(crate) fn apply(
+        &mut self,
+        trees: &mut Trees,
+        slot: u32,
+        kind: PartKind,
+        key: &[u8],
+        item: Item,
+    ) -> Option<Item> {
         match kind.effect() {
             Effect::Set(table) => {
                 self.set(table, key, &item);
-                if let Some(old) = trees[table.index()].insert(key, item) {
-                    self.unset(table, key, &old);
-                }
+                let old = trees[table.index()].insert(key, item);
+                old.inspect(|old| self.unset(table, key, old))
             }
             Effect::Remove(table) => {
                 self.accounts[slot as usize].tombstones += cost_in_log(key.len(), 0);
-                if let Some(old) = trees[table.index()].remove(key) {
-                    self.unset(table, key, &old);
-                }
+                let old = trees[table.index()].remove(key);
+                old.inspect(|old| self.unset(table, key, old))
             }
-            Effect::Log => {}
+            Effect::Log => None,
         }
     }
 }

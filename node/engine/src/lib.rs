@@ -6,9 +6,10 @@
 //!   and calls damage by its name ([`StateError::Corrupt`]).
 //! - **What is durable stays.** A commit that [`Engine::wait`] reported survives the loss of power. After any failed write or sync
 //!   the engine takes no more commits and never tries again.
-//! - **Nothing that was written is written again.** So a value is read where it lies, through a map that cannot write, for as long as
-//!   the [`Transaction`] or [`Snapshot`] that handed it out; and segments are retired whole, never recycled. What can be written
-//!   through memory is the end of the log alone, while nobody syncs, at an address that nobody is told.
+//! - **What somebody can see is not written again.** So a value is read where it lies, through a map that cannot write, for as long as
+//!   the [`Transaction`] or [`Snapshot`] that handed it out; and segments are retired whole, never recycled. While nobody syncs, a value
+//!   of some kilobytes may be written over one that is dead to all readers and to recovery (`slots`). What can be written through
+//!   memory is the newest part of the log alone, while nobody syncs, at an address that nobody is told.
 //! - **A reader sees one commit**, whatever is written meanwhile, and no reader waits for a transaction or the compactor.
 //! - **Limits come first.** Quota, conflicts and room are checked before a byte is written.
 //!
@@ -32,6 +33,10 @@ mod replay;
 mod replies;
 mod salvage;
 mod segment;
+mod slots;
+#[cfg(test)]
+#[path = "slots/tests.rs"]
+mod slots_tests;
 mod state;
 pub mod storage;
 mod sync;

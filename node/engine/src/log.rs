@@ -10,15 +10,15 @@ use crate::StateError;
 use crate::engine::SegmentSizes;
 use crate::error::Operation;
 use crate::format::{
-    Header, Lineage, Listed, MAX_SEGMENT_LEN, PartHead, PartKind, Place, RECORD_LEN, RecordHead, aligned,
-    header_len,
+    Header, Lineage, Listed, MAX_SEGMENT_LEN, PartHead, PartKind, Place, RECORD_LEN, RecordHead, header_len,
 };
 use crate::index::Item;
 use crate::ledger::Ledger;
-use crate::out::{Out, store, write};
+use crate::out::{Content, Out, store, store_placed, write};
 use crate::segment::Mapped;
+use crate::slots::Slots;
 use crate::storage::{Segment, Storage};
-use crate::window::{Unready, Window};
+use crate::window::{BEHIND, Unready, Window};
 
 /// After so many bytes without a sync the tail is written through a window. Before, a page that is populated and synced would be
 /// written to the disk twice.
@@ -118,6 +118,7 @@ pub(crate) struct Log {
     /// Bytes written since the last sync.
     since_sync: u64,
     window: Option<Window>,
+    pub(crate) slots: Slots,
     poisoned: Option<Arc<str>>,
 }
 
@@ -156,6 +157,7 @@ impl Log {
             scratch: Vec::new(),
             since_sync: 0,
             window: None,
+            slots: Slots::new(start.seq),
             poisoned: None,
         }
     }
@@ -220,6 +222,7 @@ impl Log {
             listed,
         };
         self.window = None;
+        self.slots.forget();
         let mapped = Arc::new(if self.maps { Mapped::new(segment)? } else { Mapped::unmapped(segment) });
         self.write_header(&*mapped.segment, &header).inspect_err(|error| self.poison(error))?;
         self.next_ordinal += 1;
@@ -280,6 +283,19 @@ impl Log {
         self.segments.last().map_or(0, |last| last.mapped.segment.capacity())
     }
 
+    /// Gives values places where dead ones lie, while there is a window.
+    pub(crate) fn place(&mut self, parts: &mut [Out<'_>], time_ms: u64) {
+        let Some(window) = &self.window else { return };
+        self.slots.keep_at_times(self.seq, time_ms);
+        let placeable = |part: &Out<'_>| {
+            // What was moved is cold: it stays for long.
+            part.kind == PartKind::Put && part.version == 0 && matches!(part.value, Content::Bytes(_))
+        };
+        for part in parts.iter_mut().filter(|part| placeable(part)) {
+            part.place = self.slots.take(part.value.len(), |at, len| window.reaches(at, len));
+        }
+    }
+
     /// Writes one record at the tail, where [`Log::reserve`] made room for it.
     pub(crate) fn append(
         &mut self,
@@ -292,6 +308,9 @@ impl Log {
         let mut record = std::mem::take(&mut self.scratch);
         let head = self.encode(&mut record, parts, durable, time_ms)?;
         let crc = head.seal(Place { lineage: self.lineage, segment: id, at }, &mut record);
+        if let Some(window) = &mut self.window {
+            store_placed(window, parts);
+        }
         if let Some(window) = self.window_for(at, head.len, time_ms) {
             store(window, &record, parts, at, &head);
         } else {
@@ -347,7 +366,8 @@ impl Log {
         // No further ahead than was written since the last sync, so that it at most doubles what the next one writes.
         let step_end = (from / STEP as u64 + 1) * STEP as u64;
         let to = step_end.min(from + max_bytes).min(at + self.since_sync).max(needed);
-        let shown = window.show(segment.writable_file()?, at, to, time_ms);
+        let behind = if self.slots.are_wanted() { BEHIND } else { 0 };
+        let shown = window.show(segment.writable_file()?, (at, to), behind, time_ms);
         let shown = shown.and_then(|pages| pages.map(|pages| bring_in(&*segment, at, pages)).transpose());
         shown.unwrap_or_else(|_| {
             self.close_window();
@@ -398,6 +418,7 @@ impl Log {
             let head = PartHead {
                 kind: part.kind,
                 key_len: u16::try_from(part.key.len()).unwrap_or(u16::MAX),
+                place: part.place.map_or(0, Item::position),
                 value_len: part.value.len(),
                 fingerprint: part.fingerprint,
                 version: part.version,
@@ -406,7 +427,7 @@ impl Log {
             };
             head.append_to(record, &part.key);
         }
-        let values: u64 = parts.iter().map(|part| aligned(part.value.len())).sum();
+        let values: u64 = parts.iter().map(Out::value_in_record).sum();
         let len = record.len() as u64 + values;
         let too_large = StateError::CommitTooLarge { len, limit: u64::from(u32::MAX) };
         let meta_len = u32::try_from(record.len() - RECORD_LEN).map_err(|_| too_large.clone())?;
@@ -424,6 +445,8 @@ impl Log {
     pub(crate) fn take_unsynced(&mut self) -> (u64, Vec<Arc<dyn Segment>>) {
         // Clean pages may be taken away at any time, and who syncs once will again: plain writes until it is clear that he does not.
         self.close_window();
+        // The sync may be the last: then the log goes back to this commit, so what is live in it stays as it is.
+        self.slots.keep(self.seq);
         (self.seq, std::mem::take(&mut self.unsynced))
     }
 

@@ -500,7 +500,7 @@ type Entry = (PartKind, Box<[u8]>, Item, Vec<u8>);
 
 fn out<'a>(kind: PartKind, key: &'a [u8], item: &Item, value: Content<'a>) -> Out<'a> {
     let Item { fingerprint, version, time_ms, value_crc, .. } = *item;
-    Out { kind, key: key.into(), value, fingerprint, version, time_ms, value_crc, validated: 0 }
+    Out { kind, key: key.into(), value, fingerprint, version, time_ms, value_crc, validated: 0, place: None }
 }
 
 /// A log that is being written from the entries of another.

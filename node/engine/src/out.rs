@@ -1,6 +1,7 @@
 //! Parts on their way into a record, and how the bytes of a record get into a segment: by plain writes, or stored through a window.
 
 use std::borrow::Cow;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::StateError;
 use crate::error::Operation;
@@ -48,6 +49,8 @@ pub(crate) struct Out<'a> {
     pub(crate) value_crc: u64,
     /// What the cell of the new version begins with.
     pub(crate) validated: u32,
+    /// Where the value goes, if that is not into the record: an offset in the segment.
+    pub(crate) place: Option<u64>,
 }
 
 impl Out<'_> {
@@ -55,19 +58,46 @@ impl Out<'_> {
     pub(crate) fn of(kind: PartKind) -> Out<'static> {
         let key = Cow::Borrowed([].as_slice());
         let value = Content::Bytes(&[]);
-        Out { kind, key, value, fingerprint: 0, version: 0, time_ms: 0, value_crc: 0, validated: 0 }
+        Out {
+            kind,
+            key,
+            value,
+            fingerprint: 0,
+            version: 0,
+            time_ms: 0,
+            value_crc: 0,
+            validated: 0,
+            place: None,
+        }
     }
 
+    /// Bytes that it takes at most in a record.
     pub(crate) fn len(&self) -> u64 {
         cost_in_log(self.key.len(), self.value.len())
     }
+
+    /// Bytes that its value takes in the record.
+    pub(crate) fn value_in_record(&self) -> u64 {
+        if self.place.is_some() { 0 } else { aligned(self.value.len()) }
+    }
+}
+
+/// Stores the values that go to places of their own.
+pub(crate) fn store_placed(window: &mut Window, parts: &[Out<'_>]) {
+    for part in parts {
+        if let (Some(place), Content::Bytes(value)) = (part.place, part.value) {
+            window.store_over(place, value);
+        }
+    }
+    // A process that is killed leaves its stores as far as it got: nothing of the record may be among them before all of the values are.
+    compiler_fence(Ordering::SeqCst);
 }
 
 /// Stores a record whose head and parts are in `record` and whose values follow. The head comes last, and what pads is zero already: the
 /// segment is fresh.
 pub(crate) fn store(window: &mut Window, record: &[u8], parts: &[Out<'_>], at: u64, head: &RecordHead) {
     let mut value_at = at + head.values_at();
-    for part in parts {
+    for part in parts.iter().filter(|part| part.place.is_none()) {
         let Content::Bytes(value) = part.value else { unreachable!("no window has room for a stored value") };
         window.store(value_at, value);
         value_at += aligned(value.len() as u64);
@@ -85,7 +115,7 @@ pub(crate) fn write(
     len: u64,
 ) -> Result<(), StateError> {
     let mut writer = Writer { segment, at, pending: record };
-    for part in parts {
+    for part in parts.iter().filter(|part| part.place.is_none()) {
         match part.value {
             Content::Bytes(value) if value.len() < WRITE_TOGETHER => writer.gather(value)?,
             Content::Bytes(value) => {

@@ -89,7 +89,7 @@ impl Engine {
         log.check_usable()?;
         let current = self.published();
         let tree = current.tree(Table::Replies);
-        let outs: Vec<Out<'_>> = replies
+        let mut outs: Vec<Out<'_>> = replies
             .iter()
             .filter(|(key, commit)| tree.get(key).is_some_and(|item| item.version == *commit))
             .map(|(key, _)| Out { key: (&**key).into(), ..Out::of(PartKind::ReplyForgotten) })
@@ -97,7 +97,7 @@ impl Engine {
         // Whoever holds it would have the pages copied.
         drop(current);
         if !outs.is_empty() {
-            let placed = self.write(&mut log, &outs)?;
+            let placed = self.write(&mut log, &mut outs)?;
             self.publish(&mut log, &outs, placed, None, |_, _| {});
         }
         Ok(outs.len())

@@ -12,7 +12,7 @@ use crate::error::Damage;
 use crate::format::{Effect, Lineage, Listed, PartKind, RecordHead};
 use crate::index::Item;
 use crate::offline::{Copied, Copy, CopyOptions, Object, fetch, load};
-use crate::replay::{Cursor, Found, Headed, Records, Stop, read_header, retired_id};
+use crate::replay::{Cursor, Doubts, Found, Headed, Records, Stop, read_header, retired_id};
 use crate::state::KeyInfo;
 use crate::storage::{Segment, Storage};
 use crate::tables::{TABLES, Table};
@@ -86,16 +86,8 @@ impl Salvage {
     /// Applies what was found, up to a commit that never was durable and is not whole.
     fn take(&mut self, lineage: Lineage, found: &[Record], durable: u64) -> Result<(), StateError> {
         let durable = found.iter().map(|record| record.head.durable).max().unwrap_or(0).max(durable);
-        for record in found {
-            if record.head.seq > durable {
-                let segment = self.segments[record.slot as usize].clone();
-                let mut records = Records::new(&*segment, lineage);
-                for part in &record.parts {
-                    if !records.value_fits(part)? {
-                        return Ok(());
-                    }
-                }
-            }
+        let end = self.end(lineage, found, durable)?;
+        for record in found.iter().filter(|record| record.head.seq <= end) {
             self.seq = self.seq.max(record.head.seq);
             record.parts.iter().for_each(|part| self.apply(record.slot, &record.head, part));
         }
@@ -103,6 +95,27 @@ impl Salvage {
             self.gap = self.gap.max(durable);
         }
         Ok(())
+    }
+
+    /// The last commit that counts.
+    fn end(&self, lineage: Lineage, found: &[Record], durable: u64) -> Result<u64, StateError> {
+        let mut doubts = Doubts::default();
+        let mut last = 0;
+        for record in found {
+            last = last.max(record.head.seq);
+            if record.head.seq > durable {
+                let mut records = self.records(lineage, record.slot);
+                for part in &record.parts {
+                    let fits = if part.is_placed() { None } else { Some(records.value_fits(part)?) };
+                    doubts.note(record.slot, &record.head, part, fits);
+                }
+            }
+        }
+        doubts.end(durable, last, |slot| self.records(lineage, slot))
+    }
+
+    fn records(&self, lineage: Lineage, slot: u32) -> Records<'_> {
+        Records::new(&*self.segments[slot as usize], lineage)
     }
 
     /// What is damaged, in the order in which it was found.

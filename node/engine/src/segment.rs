@@ -1,8 +1,8 @@
 //! A segment as the engine reads it: its map, and what is remembered of each stored version in it.
 //!
 //! One of the unsafe rooms, by the one rule it keeps: **a slice of the map is made only for an [`Item`] of a published index**, and an
-//! index is published only after the record that it points into was written whole; nothing in a segment is ever written twice. So
-//! whoever holds a snapshot (which holds the segments) reads bytes that nobody writes.
+//! index is published only after what it points into was written whole; nothing in a segment is written twice but values that nobody who
+//! reads can see ([`crate::slots`]). So whoever holds a snapshot (which holds the segments, and its era) reads bytes that nobody writes.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -67,7 +67,8 @@ impl Mapped {
     /// The bytes that an item of a published index points to.
     pub(crate) fn bytes(&self, item: &Item) -> &[u8] {
         // SAFETY: `item` comes from a published index (the module's rule), so its bytes were written before it was published under
-        // a lock that the reader took to get at the index, and they are never written again.
+        // a lock that the reader took to get at the index, and they are not written again as long as the reader holds the state that
+        // the index is of (`crate::slots`).
         let bytes = self.map.as_ref().and_then(|map| unsafe { map.bytes(item.offset(), item.len) });
         // Positions were checked against the segment's capacity when they were appended or recovered; a map that is shorter than
         // that would be the owner's mistake, and an empty value is what cannot hurt.

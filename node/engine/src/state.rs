@@ -9,6 +9,7 @@ use crate::index::page::encode_tree;
 use crate::index::{Item, Tree};
 use crate::ledger::Trees;
 use crate::segment::Segments;
+use crate::slots::Era;
 use crate::tables::{
     Consumption, Message, MessageId, Reply, Table, Timer, TimerId, consumption_key, consumption_of,
 };
@@ -58,6 +59,8 @@ pub(crate) struct State {
     pub(crate) segments: Arc<Segments>,
     pub(crate) seq: u64,
     pub(crate) live: u64,
+    /// Keeps what is live in it, and what dies later, from being written over.
+    pub(crate) era: Arc<Era>,
 }
 
 impl State {
@@ -97,10 +100,13 @@ impl State {
         range.map(|(key, item)| self.value(key, item).map(|value| (key, value)))
     }
 
-    /// Keeps the segments if `now` has others.
-    pub(crate) fn pin_if_other(&self, now: &State, pins: &mut Vec<Arc<Segments>>) {
+    /// Keeps what differs in `now`.
+    pub(crate) fn pin_if_other(&self, now: &State, pins: &mut Pins) {
         if !Arc::ptr_eq(&self.segments, &now.segments) {
-            pins.push(self.segments.clone());
+            pins.segments.push(self.segments.clone());
+        }
+        if !Arc::ptr_eq(&self.era, &now.era) {
+            pins.keep_era(self.era.clone());
         }
     }
 }
@@ -110,13 +116,27 @@ impl State {
 pub(crate) struct Base {
     /// Let go of only while a commit publishes, so that pages which nobody else sees are changed in place.
     pub(crate) state: Option<Arc<State>>,
-    /// Segments that pointers from before a commit may point into.
-    pub(crate) pins: Vec<Arc<Segments>>,
+    pub(crate) pins: Pins,
+}
+
+/// What pointers from before a commit need.
+#[derive(Debug, Default)]
+pub(crate) struct Pins {
+    segments: Vec<Arc<Segments>>,
+    /// The first: whoever holds it holds all that came later.
+    era: Option<Arc<Era>>,
+}
+
+impl Pins {
+    /// Notes an era that the state of the transaction leaves.
+    pub(crate) fn keep_era(&mut self, era: Arc<Era>) {
+        self.era.get_or_insert(era);
+    }
 }
 
 impl Base {
     pub(crate) fn new(state: Arc<State>) -> Base {
-        Base { state: Some(state), pins: Vec::new() }
+        Base { state: Some(state), pins: Pins::default() }
     }
 
     pub(crate) fn seq(&self) -> Option<u64> {

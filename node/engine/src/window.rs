@@ -1,17 +1,18 @@
 //! A writable view of the end of the segment that is being written, for commits that nobody has asked to be durable: storing into a page
-//! that is there costs a tenth of a system call.
+//! that is there costs a tenth of a system call. Records are stored at the tail, values also where dead ones lie (`crate::slots`).
 //!
 //! One of the unsafe rooms. What keeps accidents of the tenant, who shares the address space, away from committed records:
 //!
 //! - it lies at a random address, between regions that nothing can touch, and no pointer into it is ever given to anybody. Values are
 //!   read through the other map, which cannot write;
-//! - of what is committed it shows at most two [`CHUNK`]s, the newest, and of what follows no more than that. The rest of its address
-//!   range cannot be touched. It goes when the segment is full, and with every sync;
-//! - it is only stored into at the end, over bytes that were never shown to a reader.
+//! - of what is committed it shows at most two [`CHUNK`]s, the newest, and of what follows no more than that; and [`BEHIND`] more while
+//!   values are written over. The rest of its address range cannot be touched. It goes when the segment is full, and with every sync;
+//! - it is only stored into at the end, over bytes that were never shown to a reader, and over values that no reader can see any more.
 //!
 //! And what keeps a failing disk from being a signal: pages are **populated** first, by a call that returns errors. The segment is
 //! allocated, so a full disk is none; and a page counts as populated for a second only, because later it may have been written back and
-//! taken away, and a store would have to read it. Whoever gets an error here writes with a plain call instead, which reports it.
+//! taken away, and a store would have to read it; a value is written over within a second of its own commit, too. Whoever gets an error
+//! here writes with a plain call instead, which reports it.
 
 use std::collections::hash_map::RandomState;
 use std::ffi::c_void;
@@ -29,6 +30,8 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mun
 const PAGE: u64 = 4096;
 /// Mapped and taken away in steps of this many bytes.
 pub(crate) const CHUNK: u64 = 192 << 10;
+/// As much more of what is committed can be written while values are written over: so many bytes of them can be in use at a time.
+pub(crate) const BEHIND: u64 = 8 << 20;
 /// Untouchable bytes on both sides.
 const GUARD: usize = 64 << 20;
 /// Longer segments have no window: address space is limited too.
@@ -182,12 +185,13 @@ impl Window {
         now_ms.wrapping_sub(self.ready_ms) < FRESH_MS
     }
 
-    /// Opens what lies before `to`, closes what lies a chunk behind the tail, which is at `at`, and says which pages are not ready.
+    /// Opens what lies before `to`, closes what lies a chunk and `behind` bytes behind the tail, which is at `at`, and says which pages are
+    /// not ready.
     pub(crate) fn show(
         &mut self,
         file: BorrowedFd<'_>,
-        at: u64,
-        to: u64,
+        (at, to): (u64, u64),
+        behind: u64,
         now_ms: u64,
     ) -> io::Result<Option<Unready>> {
         let to = to.next_multiple_of(PAGE).min(self.capacity.next_multiple_of(PAGE));
@@ -199,7 +203,7 @@ impl Window {
         }
         // Records were written by other ways, too.
         self.tail = at;
-        let behind = at / CHUNK * CHUNK;
+        let behind = at.saturating_sub(behind) / CHUNK * CHUNK;
         if behind > self.from {
             self.room.close(self.from, behind)?;
             self.from = behind;
@@ -229,6 +233,21 @@ impl Window {
         if let Ok((place, _)) = self.room.range(at, end) {
             // SAFETY: the place is open for writing (`from` and `to` say so) and inside the segment. Nobody reads it: it is not before
             // the tail, so no index points to it yet, and slices are only made of what one points to.
+            unsafe { place.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+        }
+    }
+
+    /// Whether a value of `len` bytes at `at`, which is committed, can be stored over.
+    pub(crate) fn reaches(&self, at: u64, len: u64) -> bool {
+        at >= self.from && at + len <= self.tail.min(self.to)
+    }
+
+    /// Stores a value over one that is dead and that [`Window::reaches`].
+    pub(crate) fn store_over(&mut self, at: u64, bytes: &[u8]) {
+        assert!(self.reaches(at, bytes.len() as u64), "a store outside of the window");
+        if let Ok((place, _)) = self.room.range(at, at + bytes.len() as u64) {
+            // SAFETY: the place is open for writing and inside the segment. Nobody reads it: `crate::slots` says that whoever could have
+            // seen the value that was there is gone.
             unsafe { place.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
         }
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::sim::{Crash, Faults, Op, Sim, crash};
 use common::{Objects, Rng, contents, options};
-use denizen_engine::{Access, Durability, Engine, Message, Recovery, SegmentSizes, StateError};
+use denizen_engine::{Access, Durability, Engine, Message, Recovery, SegmentSizes, Snapshot, StateError};
 
 type Images = BTreeMap<u64, Vec<u8>>;
 
@@ -32,6 +32,8 @@ enum Habit {
     Synced,
     /// Seldom with a sync, so that the tail is written through the window; with segments that have room for one.
     Windowed,
+    /// As above, with values of some kilobytes under few keys, so that the places of dead ones are written over.
+    Slotted,
 }
 
 /// A run of the engine from some disk on.
@@ -86,13 +88,14 @@ fn open(sim: &Sim, habit: Habit) -> Result<(Engine, Recovery), StateError> {
     options.segments = match habit {
         Habit::Synced => SegmentSizes { min_bytes: 8 << 10, max_bytes: 16 << 10 },
         Habit::Windowed => SegmentSizes { min_bytes: 40 << 10, max_bytes: 100 << 10 },
+        Habit::Slotted => SegmentSizes { min_bytes: 60 << 10, max_bytes: 120 << 10 },
     };
     Engine::open(Arc::new(sim.clone()), options)
 }
 
 fn live(birth: Birth, steps: usize, rng: &mut Rng) -> Life {
     let sim = Sim::resume(&birth.start, &birth.journal);
-    if birth.habit == Habit::Windowed {
+    if birth.habit != Habit::Synced {
         sim.allow_windows();
     }
     let begun = Milestone { ops: 0, process: *birth.history.last_key_value().unwrap().0, node: birth.node };
@@ -108,9 +111,18 @@ fn live(birth: Birth, steps: usize, rng: &mut Rng) -> Life {
     let mut model = life.at(first).clone();
     life.history.retain(|commit, _| *commit <= first);
     mark(&mut life, &sim, first, first);
+    let mut held: Option<(Snapshot, Objects)> = None;
     for _ in 0..steps {
         step(&engine, &mut model, &mut life, rng);
         mark(&mut life, &sim, engine.summary().commit, engine.durable());
+        if life.habit == Habit::Slotted && rng.below(12) == 0 {
+            // Whoever reads sees what was there, whatever is written meanwhile.
+            if let Some((snapshot, objects)) = held.take() {
+                assert!(contents(&snapshot).unwrap() == objects, "a snapshot has changed");
+            } else {
+                held = Some((engine.snapshot(), model.clone()));
+            }
+        }
     }
     life.journal = sim.journal();
     life
@@ -125,12 +137,14 @@ fn step(engine: &Engine, model: &mut Objects, life: &mut Life, rng: &mut Rng) {
         0..=5 => {
             let mut tx = engine.begin(Access::Exclusive);
             for _ in 0..1 + rng.below(4) {
-                let key = vec![b'a' + rng.below(12) as u8; 1 + rng.below(3)];
+                let (names, lengths) = if life.habit == Habit::Slotted { (4, 2) } else { (12, 3) };
+                let key = vec![b'a' + rng.below(names) as u8; 1 + rng.below(lengths)];
                 if rng.below(4) == 0 {
                     assert_eq!(tx.delete(&key).unwrap(), model.remove(&key).is_some());
                 } else {
                     let most = if rng.below(30) == 0 { 20_000 } else { 400 };
-                    let len = rng.below(most);
+                    let slotted = life.habit == Habit::Slotted && rng.below(8) != 0;
+                    let len = if slotted { 1000 + 80 * rng.below(8) } else { rng.below(most) };
                     let value = rng.bytes(len);
                     tx.put(&key, 1, &value).unwrap();
                     model.insert(key, (1, value));
@@ -142,7 +156,7 @@ fn step(engine: &Engine, model: &mut Objects, life: &mut Life, rng: &mut Rng) {
             let seq = tx.commit().unwrap();
             life.history.insert(seq, model.clone());
         }
-        6..=7 if life.habit == Habit::Windowed && rng.below(12) != 0 => engine.prepare(64 << 10),
+        6..=7 if life.habit != Habit::Synced && rng.below(12) != 0 => engine.prepare(64 << 10),
         6..=7 => engine.wait(engine.summary().commit, Durability::Node).unwrap(),
         _ => {
             for _ in 0..6 {
@@ -206,7 +220,7 @@ fn lives(habit: Habit, seed: u64) {
     let mut birth = Birth::first(habit);
     for number in 0..4 {
         let name = format!("lives of seed {seed}, life {number}");
-        let steps = 5 + rng.below(60);
+        let steps = 5 + rng.below(if habit == Habit::Slotted { 150 } else { 60 });
         let born = birth.journal.len();
         let life = live(birth, steps, &mut rng);
         // Often near the end, where the newest segment is.
@@ -240,6 +254,15 @@ fn every_boundary_while_the_tail_is_written_through_the_window() {
     }
     for seed in 1000..1100 {
         lives(Habit::Windowed, seed);
+    }
+}
+
+/// What is written over is dead, and not needed by any commit that a crash may take the log back to.
+#[test]
+fn every_boundary_while_dead_values_are_written_over() {
+    every_cut(Habit::Slotted, 0, 150);
+    for seed in 1000..1150 {
+        lives(Habit::Slotted, seed);
     }
 }
 
@@ -310,7 +333,11 @@ fn soak() {
         if std::env::var_os("DENIZEN_SOAK_LOUD").is_some() {
             println!("seed {seed}");
         }
-        let habit = if seed.is_multiple_of(4) { Habit::Windowed } else { Habit::Synced };
+        let habit = match seed % 4 {
+            0 => Habit::Windowed,
+            1 => Habit::Slotted,
+            _ => Habit::Synced,
+        };
         lives(habit, seed);
         if seed.is_multiple_of(50) {
             every_cut(habit, seed, 60);

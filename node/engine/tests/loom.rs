@@ -1,6 +1,6 @@
-//! Every interleaving of the three places where threads meet, within loom's bounds: the index is published and old ones are freed
-//! (`publish.rs`), syncs are shared (`group.rs`), and writers take turns (`turn.rs`). The files are included as they are, with loom's
-//! types for the standard ones.
+//! Every interleaving of the four places where threads meet, within loom's bounds: the index is published and old ones are freed
+//! (`publish.rs`), syncs are shared (`group.rs`), writers take turns (`turn.rs`), and dead values are written over (`slots.rs`). The
+//! files are included as they are, with loom's types for the standard ones.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub, missing_debug_implementations, reason = "tests")]
 
 mod sync {
@@ -8,10 +8,33 @@ mod sync {
     pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
 }
 
+/// As much of these as `slots.rs` asks for.
+mod format {
+    pub(crate) const PLACED: std::ops::RangeInclusive<u64> = 1024..=32 << 10;
+    pub(crate) fn aligned(len: u64) -> u64 {
+        len.next_multiple_of(16)
+    }
+}
+mod index {
+    #[derive(Default)]
+    pub(crate) struct Item {
+        pub(crate) at: u32,
+        pub(crate) version: u64,
+        pub(crate) len: u64,
+    }
+    impl Item {
+        pub(crate) fn offset(&self) -> u64 {
+            u64::from(self.at) * 16
+        }
+    }
+}
+
 #[path = "../src/group.rs"]
 mod group;
 #[path = "../src/publish.rs"]
 mod publish;
+#[path = "../src/slots.rs"]
+mod slots;
 #[path = "../src/turn.rs"]
 mod turn;
 
@@ -19,6 +42,7 @@ use group::{Group, Role};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use publish::Published;
+use slots::{Era, Slots};
 use turn::{Access, Turn};
 
 /// Three preemptions find what these protocols could get wrong, and keep the run short.
@@ -181,4 +205,61 @@ fn turns_exclude_each_other_and_nobody_is_forgotten() {
             second.join().unwrap();
         });
     }
+}
+
+/// What a reader sees: where the one value lies, as long as it is not dead.
+#[derive(Clone)]
+struct View {
+    value: Option<u64>,
+    _era: Arc<Era>,
+}
+
+/// The value at place 1024 is read by whoever took a view in which it lives, and written over once nobody can have one. Loom panics where a
+/// read and a write are not ordered.
+#[test]
+fn no_value_is_written_over_under_a_reader() {
+    model(|| {
+        let bytes = Arc::new(loom::cell::UnsafeCell::new(7_u64));
+        let mut slots = Slots::new(0);
+        let published = Arc::new(Published::new(View { value: Some(1024), _era: slots.era() }));
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let (published, bytes) = (published.clone(), bytes.clone());
+                loom::thread::spawn(move || {
+                    let view = published.snapshot();
+                    if view.value.is_some() {
+                        // SAFETY: loom looks for a write beside it.
+                        assert_eq!(bytes.with(|at| unsafe { *at }), 7);
+                    }
+                })
+            })
+            .collect();
+        let mut overwritten = 0;
+        for round in 0..2 {
+            published.change(|view| {
+                view.value = None;
+                // An era is as long as this.
+                for at in 0..8 {
+                    slots.died(&index::Item { at: 64 + 512 * round + 64 * at, version: 1, len: 1024 });
+                }
+                if let Some(era) = slots.next_era() {
+                    view._era = era;
+                }
+            });
+            while let Some(place) = slots.take(1024, |_, _| true) {
+                if place == 1024 {
+                    // SAFETY: as above.
+                    bytes.with_mut(|at| unsafe { *at = 8 });
+                    overwritten += 1;
+                }
+            }
+        }
+        assert!(overwritten <= 1, "a place was given twice");
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        drop(published);
+        while let Some(place) = slots.take(1024, |_, _| true) {
+            overwritten += u32::from(place == 1024);
+        }
+        assert_eq!(overwritten, 1, "it is free when all readers are gone");
+    });
 }

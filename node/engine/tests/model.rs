@@ -38,9 +38,14 @@ enum Step {
     Copy,
 }
 
+/// Short values, some that are written over dead ones, and some that take a few pages.
+fn len() -> impl Strategy<Value = u16> {
+    prop_oneof![9 => 0..400_u16, 4 => 1024..1100_u16, 1 => 0..40_000_u16]
+}
+
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
-        6 => (any::<u8>(), prop_oneof![9 => 0..400_u16, 1 => 0..40_000_u16]).prop_map(|(key, len)| Change::Put(key, len)),
+        6 => (any::<u8>(), len()).prop_map(|(key, len)| Change::Put(key, len)),
         2 => any::<u8>().prop_map(Change::Delete),
         2 => (any::<u8>(), any::<u8>()).prop_map(|(key, byte)| Change::Update(key, byte)),
         1 => Just(Change::Savepoint),
@@ -224,6 +229,7 @@ impl Run {
         let before = self.engine().snapshot().commit_number();
         self.engine = None;
         let target = Sim::new();
+        target.allow_windows();
         let offline = Offline::read(&self.sim.handles(), Some(common::LINEAGE)).unwrap();
         let options = CopyOptions {
             lineage: common::LINEAGE,
@@ -268,6 +274,7 @@ proptest! {
     #[test]
     fn the_engine_is_an_ordered_map(steps in prop::collection::vec(step(), 1..60)) {
         let sim = Sim::new();
+        sim.allow_windows();
         let engine = Some(open(&sim).unwrap().0);
         let mut run = Run { sim, engine, model: Objects::new(), held: Vec::new() };
         for step in &steps {

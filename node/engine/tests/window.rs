@@ -16,16 +16,22 @@ use denizen_engine::storage::{Directory, Map, Segment, Storage};
 use denizen_engine::{Access, Durability, Engine, Operation, Options, StateError};
 
 const MAX_SHOWN: usize = 3 * (128 << 10);
+/// As much more while values are written over.
+const BEHIND: usize = 8 << 20;
 const GUARD: usize = 64 << 20;
 
-fn options() -> Options {
+fn options(segment_bytes: u64) -> Options {
     let mut options = Options::new(LINEAGE, 256 << 20);
-    options.segments.min_bytes = 1 << 20;
+    options.segments.min_bytes = segment_bytes;
     options
 }
 
 fn open(dir: &Path) -> Engine {
-    Engine::open(Arc::new(Directory::open(dir).unwrap()), options()).unwrap().0
+    open_with(dir, options(1 << 20))
+}
+
+fn open_with(dir: &Path, options: Options) -> Engine {
+    Engine::open(Arc::new(Directory::open(dir).unwrap()), options).unwrap().0
 }
 
 fn put(engine: &Engine, key: &[u8], value: &[u8]) -> Result<u64, StateError> {
@@ -101,6 +107,44 @@ fn it_shows_little_lies_alone_and_goes_with_a_sync() {
     assert_eq!(windows(&path, &maps()), [0; 0], "it is there between synced commits");
     drop(engine);
     assert_eq!(windows(&path, &maps()), [0; 0], "it is left behind");
+}
+
+/// Bytes of the window, once it is known to be in one piece.
+fn shown(dir: &Path) -> usize {
+    let maps = maps();
+    let windows = windows(dir, &maps);
+    let (Some(first), Some(last)) = (windows.first(), windows.last()) else { return 0 };
+    assert_eq!(last - first + 1, windows.len(), "it is in several places: {maps:?}");
+    maps[*last].1 - maps[*first].0
+}
+
+/// While values are written over, it reaches as far back as that needs, and no farther; then it is what it was.
+#[test]
+fn it_is_wide_only_while_values_are_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = std::fs::canonicalize(dir.path()).unwrap();
+    let engine = open_with(&path, options(64 << 20));
+    let mut rng = Rng(12);
+    let commits = |keys: u64, len: usize, rng: &mut Rng| {
+        let most = (0..6000_u64).map(|n| {
+            put(&engine, &rng.below(keys as usize).to_le_bytes(), &vec![n as u8; len]).unwrap();
+            if n % 20 == 0 { shown(&path) } else { 0 }
+        });
+        most.max().unwrap()
+    };
+    for len in [64, 1000] {
+        assert!(commits(100, len, &mut rng) <= MAX_SHOWN, "values of {len} bytes");
+    }
+    let few = commits(50, 4096, &mut rng);
+    assert!((MAX_SHOWN..=BEHIND + MAX_SHOWN).contains(&few), "{few} bytes can be written");
+    let many = commits(3000, 4096, &mut rng);
+    assert!((BEHIND / 2..=BEHIND + MAX_SHOWN).contains(&many), "{many} bytes can be written");
+    commits(50, 64, &mut rng);
+    assert!(shown(&path) <= MAX_SHOWN, "{} bytes can be written behind small values", shown(&path));
+    commits(3000, 4096, &mut rng);
+    assert!(shown(&path) > MAX_SHOWN);
+    engine.wait(u64::MAX, Durability::Node).unwrap();
+    assert_eq!(shown(&path), 0, "it is there after a sync");
 }
 
 /// Random commits of all sizes, with and without syncs, against a plain map; then what a new opening finds.
@@ -195,7 +239,7 @@ impl Odd {
         let directory = Arc::new(Directory::open(dir).unwrap());
         let view = Arc::new(Mutex::new(view));
         let odd = Odd { directory, view, fails: Arc::default(), writes: Arc::default() };
-        (Engine::open(Arc::new(odd.clone()), options()).unwrap().0, odd)
+        (Engine::open(Arc::new(odd.clone()), options(1 << 20)).unwrap().0, odd)
     }
 
     fn show(&self, view: View) {

@@ -55,6 +55,8 @@ pub(crate) enum Command {
     /// Build, deploy, look into and remove images
     #[command(subcommand)]
     Image(Image),
+    /// Create a process, and start it, without a call
+    Create(NewProcess),
     /// Move a process's state out to the swap store, or back in
     #[command(subcommand)]
     Swap(Swap),
@@ -330,7 +332,7 @@ pub(crate) struct ImageInspect {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImageVerify {
-    /// Archives (.dzi) or image ids (or their beginnings) [default: all of the node's images]
+    /// Archives (.dzi), applications of a node that runs, or image ids (or their beginnings) [default: all of the node's images]
     pub(crate) images: Vec<String>,
 }
 
@@ -339,6 +341,13 @@ pub(crate) struct ImageRm {
     /// Image ids, or their beginnings
     #[arg(value_name = "ID", required = true)]
     pub(crate) images: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NewProcess {
+    /// The process
+    #[arg(value_name = "APP/PROCESS")]
+    pub(crate) target: String,
 }
 
 #[derive(Debug, Subcommand)]

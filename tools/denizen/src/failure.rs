@@ -200,7 +200,8 @@ impl From<ClientError> for Failure {
         failure.remedy = match error.problem().map(Problem::name) {
             // The node speaks of its HTTP interface.
             Some("unknown-process") => Some(
-                "look at the name; a process comes to be with its first call, unless that or its image says not to"
+                "look at the name; a process comes to be with its first call, unless that or its image says not to: then with \
+                 `denizen create`"
                     .to_owned(),
             ),
             _ => error.remedy().map(|remedy| as_spoken(&remedy)),

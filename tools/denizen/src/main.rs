@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     speak_plainly_of_bugs();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return not_understood(&error),
+        Err(error) => return not_understood(&without_settings(error)),
     };
     let terminal = Terminal::new(cli.everywhere.json);
     match panic::catch_unwind(|| run(&terminal, &cli)) {
@@ -55,6 +55,17 @@ fn main() -> ExitCode {
         }
         Err(_) => ExitCode::from(3),
     }
+}
+
+/// The same error, told as if no setting came from the environment: the usage in it would otherwise demand `--dir` of who has set
+/// `DENIZEN_DIR`.
+fn without_settings(error: clap::Error) -> clap::Error {
+    let plain = Cli::command().mut_arg("dir", |dir| dir.env(None::<&str>));
+    plain
+        .try_get_matches_from(env::args_os())
+        .err()
+        .filter(|plain| plain.kind() == error.kind())
+        .unwrap_or(error)
 }
 
 /// What was typed makes no command, or asks for help. Programs, which say `--json`, get what they get for every other failure.
@@ -101,6 +112,7 @@ fn run(terminal: &Terminal, cli: &Cli) -> Result<(), Failure> {
         Command::Ps(typed) => processes::ps(terminal, everywhere, typed),
         Command::Logs(typed) => logs::run(terminal, everywhere, typed),
         Command::Image(typed) => image::run(terminal, everywhere, typed),
+        Command::Create(typed) => processes::create(terminal, everywhere, typed),
         Command::Swap(typed) => processes::swap(terminal, everywhere, typed),
         Command::State(typed) => state::run(terminal, everywhere, typed),
         Command::Rm(typed) => processes::rm(terminal, everywhere, typed),

@@ -6,6 +6,43 @@
 //! program's [`Runtime`]'s, which is two functions.
 //!
 //! A call whose future is dropped is cancelled.
+//!
+//! With tokio:
+//!
+//! ```no_run
+//! use std::{future::Future, io, pin::Pin, time::Duration};
+//!
+//! use denizen_framed::{Options, asynchronous::{self, Runtime}};
+//! use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
+//!
+//! struct Tokio;
+//!
+//! impl Runtime for Tokio {
+//!     type Stream = Compat<tokio::net::TcpStream>;
+//!     type Connecting = Pin<Box<dyn Future<Output = io::Result<Self::Stream>> + Send>>;
+//!     type Sleeping = tokio::time::Sleep;
+//!
+//!     fn connect(&self, address: &str) -> Self::Connecting {
+//!         let address = address.to_owned();
+//!         Box::pin(async move {
+//!             let stream = tokio::net::TcpStream::connect(address).await?;
+//!             stream.set_nodelay(true)?;
+//!             Ok(stream.compat())
+//!         })
+//!     }
+//!
+//!     fn sleep(&self, time: Duration) -> Self::Sleeping {
+//!         tokio::time::sleep(time)
+//!     }
+//! }
+//!
+//! # async fn example(token: String) -> Result<(), denizen_framed::Error> {
+//! let options = Options::new("127.0.0.1:7071", "counter").process("alice").token(token);
+//! let (alice, driver) = asynchronous::client(options, Tokio)?;
+//! tokio::spawn(driver);
+//! let reply = alice.call("increment", br#"{"by":2}"#).await?;
+//! # drop(reply); Ok(()) }
+//! ```
 
 use std::{
     collections::HashMap,

@@ -47,13 +47,19 @@ fn seed() -> &'static (u64, Vec<u8>) {
         std::fs::create_dir_all(&dir).unwrap();
         let storage = Arc::new(denizen_engine::storage::Directory::open(&dir).unwrap());
         let mut options = Options::new(LINEAGE, 1 << 20);
-        options.segments.min_bytes = 16 << 10;
+        options.segments.min_bytes = 64 << 10;
         let (engine, _) = Engine::open(storage.clone(), options).unwrap();
         for n in 0..6_u8 {
             let mut tx = engine.begin(Access::Exclusive);
             tx.put(&[b'k', n % 4], 1, &[n; 40]).unwrap();
             tx.delete(&[b'k', n % 3]).unwrap();
             tx.remember_reply(&[n], denizen_engine::Reply { expires_ms: 1, reply: b"r" }).unwrap();
+            tx.commit().unwrap();
+        }
+        // Some of these are written over those before.
+        for n in 0..40 {
+            let mut tx = engine.begin(Access::Exclusive);
+            tx.put_bytes(&[b'k', 4 + n % 3], &[n; 1024]).unwrap();
             tx.commit().unwrap();
         }
         let mut files = engine.write_files();
@@ -85,8 +91,10 @@ fuzz_target!(|input: &[u8]| {
     if let Ok(offline) = Offline::read(&segments, Some(LINEAGE)) {
         let _ = offline.verify(|_, _| {});
         let _ = offline.inspect();
-        for (path, _) in offline.files().unwrap_or_default() {
-            let _ = offline.file(path, 1 << 20);
+        for (_, entry) in offline.files().unwrap_or_default() {
+            for piece in entry.iter().flat_map(|entry| entry.pieces().take(16)) {
+                let _ = offline.file_piece(piece);
+            }
         }
     }
     if let Ok(salvage) = Salvage::open(&segments, LINEAGE, 0) {

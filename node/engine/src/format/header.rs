@@ -15,7 +15,7 @@ const LISTED_LEN: usize = 40;
 const CRC_LEN: usize = 8;
 
 /// Headers take a multiple of this many bytes, so that the first record has a page of its own.
-const HEADER_STEP: usize = 4096;
+pub(super) const HEADER_STEP: usize = 4096;
 /// This much of a segment is enough to learn how long its header is.
 pub(crate) const PEEK_LEN: usize = 16;
 

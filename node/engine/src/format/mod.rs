@@ -9,7 +9,7 @@ mod record;
 
 pub(crate) use header::{Header, HeaderPeek, Listed, PEEK_LEN, header_len};
 pub use part::PartKind;
-pub(crate) use part::{Effect, PART_LEN, Part, PartError, PartHead, Parts, cost_in_log};
+pub(crate) use part::{Effect, PART_LEN, PLACED, Part, PartError, PartHead, Parts, cost_in_log};
 pub(crate) use record::{Place, RECORD_LEN, RecordHead};
 
 use crate::StateError;

@@ -6,11 +6,19 @@
 
 use std::fmt;
 
-use super::{ALIGN_LEN, Fields, MAX_KEY_LEN, MAX_VALUE_LEN, aligned};
+use super::header::HEADER_STEP;
+use super::{ALIGN, ALIGN_LEN, Fields, MAX_KEY_LEN, MAX_VALUE_LEN, RecordHead, aligned};
 use crate::tables::Table;
 
 /// Bytes of a part's head; the key follows.
 pub(crate) const PART_LEN: usize = 48;
+
+/// The number of a [`PartKind::Put`] whose value does not follow in its record: it lies at a place before it in the same segment.
+const PUT_PLACED: u8 = 15;
+
+/// Values of these lengths, rounded up to 16, may lie at a place. Shorter ones gain nothing; and the bound above bounds what a forged log
+/// makes of few bytes.
+pub(crate) const PLACED: std::ops::RangeInclusive<u64> = 1024..=32 << 10;
 
 /// What a part of a commit says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +65,7 @@ pub(crate) enum Effect {
 
 impl PartKind {
     /// The highest number that is known.
-    pub(crate) const LAST: u8 = PartKind::FileForgotten as u8;
+    pub(crate) const LAST: u8 = PUT_PLACED;
 
     pub(crate) fn from_number(number: u8) -> Option<PartKind> {
         use PartKind::{
@@ -137,6 +145,8 @@ impl fmt::Display for PartKind {
 pub(crate) struct PartHead {
     pub(crate) kind: PartKind,
     pub(crate) key_len: u16,
+    /// Where the value lies in the segment, in units of 16 bytes; 0: in the record.
+    pub(crate) place: u32,
     pub(crate) value_len: u64,
     pub(crate) fingerprint: u64,
     /// Number of the commit that wrote it first; 0 is this record's (a part that the compactor moved keeps the old one).
@@ -154,8 +164,9 @@ pub(crate) fn cost_in_log(key_len: usize, value_len: u64) -> u64 {
 impl PartHead {
     pub(crate) fn append_to(&self, record: &mut Vec<u8>, key: &[u8]) {
         let mut head = [0; PART_LEN];
-        head[0] = self.kind as u8;
+        head[0] = if self.place == 0 { self.kind as u8 } else { PUT_PLACED };
         head[2..4].copy_from_slice(&self.key_len.to_le_bytes());
+        head[4..8].copy_from_slice(&self.place.to_le_bytes());
         let numbers = [self.value_len, self.fingerprint, self.version, self.time_ms, self.value_crc];
         for (place, number) in head[8..].chunks_exact_mut(8).zip(numbers) {
             place.copy_from_slice(&number.to_le_bytes());
@@ -172,7 +183,7 @@ impl PartHead {
 pub(crate) struct Part<'a> {
     pub(crate) head: PartHead,
     pub(crate) key: &'a [u8],
-    /// Offset of its value in the record, in bytes.
+    /// Offset of its value in the segment, in bytes.
     pub(crate) value_at: u64,
 }
 
@@ -187,42 +198,54 @@ pub(crate) enum PartError {
 pub(crate) struct Parts<'a> {
     meta: &'a [u8],
     left: u32,
+    /// Where the record begins and ends in its segment, and where in it the next value lies.
+    at: u64,
     value_at: u64,
-    len: u64,
+    end: u64,
 }
 
 impl<'a> Parts<'a> {
-    /// `meta` holds the parts of a record of `len` bytes with `parts` parts and values from `values_at` on.
-    pub(crate) fn new(meta: &'a [u8], parts: u32, values_at: u64, len: u64) -> Parts<'a> {
-        Parts { meta, left: parts, value_at: values_at, len }
+    /// `meta` holds the parts of the record at `at`, whose head is `head`.
+    pub(crate) fn new(meta: &'a [u8], at: u64, head: &RecordHead) -> Parts<'a> {
+        Parts { meta, left: head.parts, at, value_at: at + head.values_at(), end: at + head.len }
     }
 
     fn part(&mut self) -> Result<Part<'a>, PartError> {
         let bytes = self.meta.get(..PART_LEN).ok_or(PartError::Malformed)?;
         let mut fields = Fields(bytes);
         let number = fields.u8();
-        let kind = PartKind::from_number(number).ok_or(PartError::UnknownKind(number))?;
+        let placed = number == PUT_PLACED;
+        let kind = PartKind::from_number(if placed { PartKind::Put as u8 } else { number });
+        let kind = kind.ok_or(PartError::UnknownKind(number))?;
         let flags = fields.u8();
         let key_len = fields.u16();
-        let reserved = fields.u32();
+        let place = fields.u32();
         let [value_len, fingerprint, version, time_ms, value_crc] = std::array::from_fn(|_| fields.u64());
         let key_end = PART_LEN + usize::from(key_len);
         let key = self.meta.get(PART_LEN..key_end).ok_or(PartError::Malformed)?;
         let next = key_end.next_multiple_of(ALIGN_LEN);
-        let value_at = self.value_at;
+        let value_at = if placed { u64::from(place) * ALIGN } else { self.value_at };
+        let fits = if placed {
+            // A place is before the record: the bytes of another value, which was dead by then.
+            let end = value_at + aligned(value_len.min(MAX_VALUE_LEN));
+            value_at >= HEADER_STEP as u64 && end <= self.at && PLACED.contains(&aligned(value_len))
+        } else {
+            place == 0 && aligned(value_len.min(MAX_VALUE_LEN)) <= self.end - value_at
+        };
         let possible = flags == 0
-            && reserved == 0
             && value_len <= MAX_VALUE_LEN
             && key.len() <= MAX_KEY_LEN
             && (!key.is_empty() || kind == PartKind::Watermark)
             && next <= self.meta.len()
-            && aligned(value_len) <= self.len - value_at;
+            && fits;
         if !possible {
             return Err(PartError::Malformed);
         }
         self.meta = &self.meta[next..];
-        self.value_at += aligned(value_len);
-        let head = PartHead { kind, key_len, value_len, fingerprint, version, time_ms, value_crc };
+        if !placed {
+            self.value_at += aligned(value_len);
+        }
+        let head = PartHead { kind, key_len, place, value_len, fingerprint, version, time_ms, value_crc };
         Ok(Part { head, key, value_at })
     }
 }
@@ -232,15 +255,15 @@ impl<'a> Iterator for Parts<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.left == 0 {
-            let exact = self.meta.is_empty() && self.value_at == self.len;
+            let exact = self.meta.is_empty() && self.value_at == self.end;
             self.meta = &[];
-            self.value_at = self.len;
+            self.value_at = self.end;
             return if exact { None } else { Some(Err(PartError::Malformed)) };
         }
         self.left -= 1;
         let part = self.part();
         if part.is_err() {
-            (self.left, self.meta, self.value_at) = (0, &[], self.len);
+            (self.left, self.meta, self.value_at) = (0, &[], self.end);
         }
         Some(part)
     }

@@ -8,6 +8,7 @@
 //! The last sync of a life may have left no trace but the data itself (the watermark of the next record would have told). So the
 //! owner, who saw the replies, can say what it knows to have been durable: [`crate::Options::durable_at_least`].
 
+mod doubts;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -15,12 +16,15 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub(crate) use doubts::Doubts;
 pub(crate) use reader::{Cursor, EAGER_LEN, Found, Records, Stop};
 
 use crate::error::{Damage, Operation};
-use crate::format::{Header, HeaderPeek, Lineage, Listed, PEEK_LEN, PartKind, RecordHead};
+use crate::format::{Effect, Header, HeaderPeek, Lineage, Listed, PEEK_LEN, PartKind, RecordHead};
+use crate::index::Item;
 use crate::ledger::{Ledger, Trees};
 use crate::storage::Segment;
+use crate::tables::Table;
 use crate::{FORMAT, MAX_SEGMENT_LEN, StateError};
 
 /// A segment that is part of the log.
@@ -140,12 +144,14 @@ pub(crate) fn replay(
     let mut believed = u64::MAX;
     // The first attempt nearly always holds, so it builds the index at once. After one that does not, attempts only look, until one holds.
     let mut builds = true;
+    let mut limit = u64::MAX;
     while let Some(newest) = candidates.last() {
         let mut survey = survey(newest, durable)?;
         durable = survey.durable;
         survey.retired.retain(|_, seq| *seq <= believed);
-        let mut run =
-            Run { replayed: Replayed::empty(Some(newest.header.lineage), next_ordinal), durable, builds };
+        let replayed = Replayed::empty(Some(newest.header.lineage), next_ordinal);
+        let doubts = Doubts::default();
+        let mut run = Run { replayed, durable, builds, limit, doubts, suspects: Vec::new() };
         run.replayed.torn = torn;
         match run.all(newest, &survey, &mut known)? {
             None if survey.retired.values().any(|seq| *seq > run.replayed.seq) => {
@@ -153,7 +159,20 @@ pub(crate) fn replay(
                 believed = run.replayed.seq;
                 builds = false;
             }
-            None if builds => return run.replayed.finish(segments, &sorted),
+            None if builds => match run.end()? {
+                Ok(replayed) => return replayed.finish(segments, &sorted),
+                Err((end, sources)) => {
+                    // What is live at the end is not whole. Up to here it is, and up to here the log is read again.
+                    let inside = sources.iter().filter(|source| source.listed.base_seq <= end);
+                    let ordinals = inside.filter_map(|one| known.headed.get(&one.listed.id));
+                    if let Some(last) = ordinals.map(|one| one.header.ordinal).max() {
+                        candidates =
+                            &candidates[..candidates.partition_point(|one| one.header.ordinal <= last)];
+                    }
+                    limit = end;
+                    torn = true;
+                }
+            },
             None => builds = true,
             Some(last_ordinal) => {
                 // A segment in the middle was never durable to its end: what came after it never was either, so the log is what
@@ -254,6 +273,11 @@ struct Run {
     durable: u64,
     /// Whether records are applied, and not only looked at.
     builds: bool,
+    /// The log ends with this commit, if it goes so far.
+    limit: u64,
+    doubts: Doubts,
+    /// Values that did not fit their checksum when their record was read. Those that are live at the end are damaged.
+    suspects: Vec<(Table, Found, Item)>,
 }
 
 impl Run {
@@ -340,27 +364,53 @@ impl Run {
 
     fn record(&mut self, records: &mut Records<'_>, cursor: &Cursor, slot: u32) -> Result<RecordHead, Stop> {
         let head = records.next(cursor)?;
+        if head.seq > self.limit {
+            return Err(Stop::Broken("values of the last commits do not fit their checksums"));
+        }
         let parts = records.parts(cursor.at, &head)?;
-        let vouched = head.seq <= self.durable;
-        let mut fits = Vec::with_capacity(parts.len());
-        for part in &parts {
-            let look = !vouched || part.head.value_len <= EAGER_LEN;
-            fits.push(if look { Some(records.value_fits(part)?) } else { None });
-        }
-        if !vouched && fits.contains(&Some(false)) {
-            return Err(Stop::Broken("a value of the last commits does not fit its checksum"));
-        }
         if !self.builds {
             return Ok(head);
         }
-        for (part, fits) in parts.iter().zip(fits) {
-            if fits == Some(false) {
-                let (segment, offset) = (records.segment.id(), part.value_at);
-                self.replayed.damaged.push(Damage::of_value(segment, offset, &part.key));
+        let vouched = head.seq <= self.durable;
+        for part in &parts {
+            // Whatever lies at a place now may be of a later commit.
+            let look = !part.is_placed() && (!vouched || part.head.value_len <= EAGER_LEN);
+            let fits = if look { Some(records.value_fits(part)?) } else { None };
+            if !vouched {
+                self.doubts.note(slot, &head, part, fits);
             }
-            self.replayed.apply(slot, &head, part, fits != Some(true));
+            // Nothing above the watermark is left that its commit would not vouch for.
+            let item = self.replayed.apply(slot, &head, part, vouched && fits != Some(true));
+            if let (true, Some(false), Effect::Set(table)) = (vouched, fits, part.head.kind.effect()) {
+                self.suspects.push((table, part.clone(), item));
+            }
         }
         Ok(head)
+    }
+
+    /// What was read, if all that is live in it fits its checksum; otherwise the commit that the log ends with, and its segments.
+    fn end(mut self) -> Result<Result<Replayed, (u64, Vec<Source>)>, StateError> {
+        let Run { replayed, durable, doubts, .. } = &mut self;
+        let lineage = replayed.lineage.unwrap_or(Lineage([0; 16]));
+        let records_of = |slot: u32| Records::new(&*replayed.sources[slot as usize].segment, lineage);
+        let end = std::mem::take(doubts).end(*durable, replayed.seq, records_of)?;
+        if end < replayed.seq {
+            return Ok(Err((end, self.replayed.sources)));
+        }
+        for (slot, source) in (0..).zip(&replayed.sources) {
+            if replayed.ledger.account(slot).live > source.segment.capacity() {
+                let why = "more is live in it than it holds";
+                return Err(StateError::damage(source.listed.id, 0, None, why));
+            }
+        }
+        for (table, part, item) in self.suspects {
+            let live = self.replayed.trees[table.index()].get(&part.key);
+            if live.is_some_and(|live| (live.slot, live.cell) == (item.slot, item.cell)) {
+                let segment = self.replayed.sources[item.slot as usize].segment.id();
+                self.replayed.damaged.push(Damage::of_value(segment, part.value_at, &part.key));
+            }
+        }
+        Ok(Ok(self.replayed))
     }
 }
 
@@ -382,9 +432,10 @@ impl Replayed {
         }
     }
 
-    pub(crate) fn apply(&mut self, slot: u32, head: &RecordHead, part: &Found, unread: bool) {
+    pub(crate) fn apply(&mut self, slot: u32, head: &RecordHead, part: &Found, unread: bool) -> Item {
         let item = part.item(slot, self.ledger.next_cell(slot), head, unread);
         self.ledger.apply(&mut self.trees, slot, part.head.kind, &part.key, item);
+        item
     }
 
     /// Names what is left over, and makes sure that nothing left over knows better.

@@ -180,12 +180,16 @@ impl<'a> Records<'a> {
 
     /// Whether a value fits its checksum.
     pub(crate) fn value_fits(&mut self, part: &Found) -> Result<bool, StateError> {
-        let head = &part.head;
-        if head.value_len <= EAGER_LEN {
-            let len = usize::try_from(head.value_len).unwrap_or(usize::MAX);
-            return Ok(checksum(self.bytes(part.value_at, len)?) == head.value_crc);
+        self.fits(part.value_at, part.head.value_len, part.head.value_crc)
+    }
+
+    /// Whether the value of `len` bytes at `at` fits the checksum `crc`.
+    pub(crate) fn fits(&mut self, at: u64, len: u64, crc: u64) -> Result<bool, StateError> {
+        if len <= EAGER_LEN {
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            return Ok(checksum(self.bytes(at, len)?) == crc);
         }
-        Ok(ReadChecksum::new(self.segment).of(part.value_at, head.value_len)? == head.value_crc)
+        Ok(ReadChecksum::new(self.segment).of(at, len)? == crc)
     }
 
     /// Whether [`Records::scan`] has given up.
@@ -240,9 +244,9 @@ pub(crate) struct Found {
 impl Found {
     fn all(id: u64, at: u64, head: &RecordHead, meta: &[u8]) -> Result<Vec<Found>, StateError> {
         let mut found = Vec::with_capacity(head.parts as usize);
-        for part in Parts::new(meta, head.parts, head.values_at(), head.len) {
+        for part in Parts::new(meta, at, head) {
             match part {
-                Ok(part) => found.push(Found::new(at, &part)),
+                Ok(part) => found.push(Found::new(&part)),
                 Err(PartError::UnknownKind(kind)) => {
                     return Err(StateError::UnknownPart { segment: id, offset: at, kind });
                 }
@@ -254,8 +258,13 @@ impl Found {
         Ok(found)
     }
 
-    fn new(record_at: u64, part: &Part<'_>) -> Found {
-        Found { head: part.head, key: part.key.into(), value_at: record_at + part.value_at }
+    fn new(part: &Part<'_>) -> Found {
+        Found { head: part.head, key: part.key.into(), value_at: part.value_at }
+    }
+
+    /// Whether the value does not lie in the record.
+    pub(crate) fn is_placed(&self) -> bool {
+        self.head.place != 0
     }
 
     /// What an index says of it: a part of the record `head` in the segment in `slot`.
@@ -316,6 +325,7 @@ mod tests {
         let part = |kind, key_len, value_len| PartHead {
             kind,
             key_len,
+            place: 0,
             value_len,
             fingerprint: 9,
             version: 0,
@@ -365,6 +375,43 @@ mod tests {
         let error = records.parts(32, &head).unwrap_err();
         assert!(matches!(error, StateError::UnknownPart { segment: 4, offset: 32, kind: 99 }));
         assert!(error.to_string().contains("kind 99"), "{error}");
+    }
+
+    #[test]
+    fn a_place_lies_before_its_record_and_behind_the_header() {
+        let placed = |place: u32, value_len: u64| {
+            let mut meta = Vec::new();
+            let (kind, key_len, crc) = (PartKind::Put, 3, 1);
+            let head = PartHead {
+                kind,
+                key_len,
+                place,
+                value_len,
+                fingerprint: 9,
+                version: 0,
+                time_ms: 0,
+                value_crc: crc,
+            };
+            head.append_to(&mut meta, b"key");
+            let meta_len = u32::try_from(meta.len()).unwrap();
+            let len = (RECORD_LEN + meta.len()) as u64;
+            let record =
+                RecordHead { parts: 1, len, seq: 7, durable: 6, prev: 77, time_ms: 1, meta_len, crc: 0 };
+            Found::all(4, 65_536, &record, &meta).map(|parts| parts[0].clone())
+        };
+        let part = placed(4096 / 16, 4000).unwrap();
+        assert_eq!((part.head.kind, part.value_at, part.is_placed()), (PartKind::Put, 4096, true));
+        assert!(placed((65_536 - 4096) / 16, 4096).is_ok(), "up to its record");
+        for (place, len) in [
+            (4096 / 16 - 1, 4096),
+            ((65_536 - 4096) / 16 + 1, 4096),
+            (u32::MAX, 4096),
+            (256, 1000),
+            (256, 33_000),
+            (256, u64::MAX),
+        ] {
+            assert!(matches!(placed(place, len), Err(StateError::Corrupt(_))), "{place} {len}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::format::{PartHead, Place, RECORD_LEN};
+use crate::format::{PART_LEN, PartHead, Place, RECORD_LEN, aligned, checksum};
 use crate::storage::Map;
 
 const LINEAGE: Lineage = Lineage([5; 16]);
@@ -98,17 +98,36 @@ impl Forged {
     }
 }
 
-/// Appends a commit of one object to a segment; returns its checksum.
+/// Appends a commit of one empty object to a segment; returns its checksum.
 fn commit(segment: &mut Vec<u8>, id: u64, seq: u64, prev: u64) -> u64 {
+    put(segment, id, (seq, 0), prev, 0, &[])
+}
+
+/// Appends a commit of one object to a segment, which says that commits up to `durable` are so; returns its checksum. The value lies at
+/// `place`, in units of 16, or in the record where that is 0.
+fn put(
+    segment: &mut Vec<u8>,
+    id: u64,
+    (seq, durable): (u64, u64),
+    prev: u64,
+    place: u32,
+    value: &[u8],
+) -> u64 {
     let at = segment.len() as u64;
     let mut record = vec![0; RECORD_LEN];
     let (kind, key_len) = (PartKind::Put, 8);
-    let part = PartHead { kind, key_len, value_len: 0, fingerprint: 0, version: 0, time_ms: 0, value_crc: 0 };
+    let (value_len, value_crc) = (value.len() as u64, checksum(value));
+    let part =
+        PartHead { kind, key_len, place, value_len, fingerprint: 0, version: 0, time_ms: 0, value_crc };
     part.append_to(&mut record, &seq.to_le_bytes());
-    let (len, meta_len) = (record.len() as u64, u32::try_from(record.len() - RECORD_LEN).unwrap());
-    let head = RecordHead { parts: 1, len, seq, durable: 0, prev, time_ms: 1, meta_len, crc: 0 };
+    let meta_len = u32::try_from(record.len() - RECORD_LEN).unwrap();
+    let in_record = if place == 0 { value } else { &[] };
+    let len = record.len() as u64 + aligned(in_record.len() as u64);
+    let head = RecordHead { parts: 1, len, seq, durable, prev, time_ms: 1, meta_len, crc: 0 };
     let crc = head.seal(Place { lineage: LINEAGE, segment: id, at }, &mut record);
     segment.extend_from_slice(&record);
+    segment.extend_from_slice(in_record);
+    segment.resize(segment.len().next_multiple_of(16), 0);
     crc
 }
 
@@ -158,4 +177,43 @@ fn a_segment_that_lists_itself_is_not_tried_for_ever() {
         list.push(Listed { id: 2, base_seq: 1, last_seq: 9, end: CAPACITY, end_chain: 7 });
     });
     assert_eq!(log.replay().0.unwrap().seq, COMMITS as u64);
+}
+
+/// A log of one segment with an object of 30,000 bytes, and `more` that say that theirs lies where that one does, or `apart` bytes on.
+fn overlapping(more: u64, apart: u32, all_durable: bool) -> Forged {
+    let mut log = Forged::default();
+    log.add(1, |_, _| {});
+    let segment = &mut log.segments[0].bytes;
+    // But for the header.
+    segment.truncate(4096);
+    let value = [7; 30_000];
+    let value_at = 4096 + RECORD_LEN as u64 + aligned(PART_LEN as u64 + 8);
+    let mut chain = put(segment, 1, (1, 0), 0, 0, &value);
+    for seq in 2..2 + more {
+        let durable = if all_durable { seq - 1 } else { 0 };
+        let place = u32::try_from(value_at / 16 + (seq - 2) * u64::from(apart / 16)).unwrap();
+        let len = value.len() - usize::try_from(seq - 2).unwrap() * apart as usize;
+        chain = put(segment, 1, (seq, durable), chain, place, &value[..len]);
+    }
+    segment.resize(usize::try_from(CAPACITY).unwrap(), 0);
+    log
+}
+
+/// Values cannot lie over each other while both live. A log that says so would make much of few bytes.
+#[test]
+fn values_that_lie_over_each_other_are_no_values() {
+    // All of them durable, and not; then each in a place of its own, so that each has to be looked at.
+    for (apart, all_durable, seq) in [(0, true, None), (0, false, Some(1)), (16, false, None)] {
+        let (replayed, times) = overlapping(100, apart, all_durable).replay();
+        match (seq, replayed) {
+            (None, Err(StateError::Corrupt(damage))) => {
+                assert!(damage.to_string().contains("more is live in it than it holds"), "{damage}");
+            }
+            (Some(seq), Ok(replayed)) => assert_eq!((replayed.torn, replayed.seq), (true, seq)),
+            (_, replayed) => panic!("{apart} {all_durable}: {:?}", replayed.map(|log| log.seq)),
+        }
+        assert!(times <= 10, "{apart} {all_durable}: read {times} times");
+    }
+    // Two of them fit, and stay two.
+    assert_eq!(overlapping(1, 0, true).replay().0.unwrap().seq, 2);
 }

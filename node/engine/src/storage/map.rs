@@ -1,7 +1,7 @@
 //! A read-only view of a segment's bytes.
 //!
 //! One of the unsafe rooms. It owns the address range, and the rule that no slice of it is made but over bytes that were written
-//! before and are never written again; [`crate::segment`] keeps that rule.
+//! before and are not written again while the slice lives; [`crate::segment`] keeps that rule.
 
 use std::any::Any;
 use std::fmt;
@@ -38,8 +38,8 @@ impl Map {
     /// Any other memory that shows a segment's bytes.
     ///
     /// # Safety
-    /// `base` is 16-aligned and good for reads of `len` bytes as long as `owner` lives, and bytes that the engine wrote once are
-    /// never written again.
+    /// `base` is 16-aligned and good for reads of `len` bytes as long as `owner` lives, and bytes that the engine wrote are written again
+    /// by nobody else.
     pub unsafe fn from_raw(base: NonNull<u8>, len: usize, owner: Arc<dyn Any + Send + Sync>) -> Map {
         Map { base, len, _owner: owner }
     }

@@ -1,7 +1,7 @@
 //! The private write set of a transaction: what it will commit, and how to take a piece of it back.
 
 use std::borrow::Cow;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -358,6 +358,16 @@ impl<'a> Deref for Parts<'a> {
     }
 }
 
+impl<'a> DerefMut for Parts<'a> {
+    fn deref_mut(&mut self) -> &mut [Out<'a>] {
+        match self {
+            Parts::None => &mut [],
+            Parts::One(one) => one,
+            Parts::Many(many) => many,
+        }
+    }
+}
+
 /// Fills the commit into keys that wait for it.
 fn stamped(table: Table, key: &[u8], seq: u64) -> Cow<'_, [u8]> {
     let waits = matches!(table, Table::Sent | Table::Timers)
@@ -382,6 +392,7 @@ fn set<'a>(table: Table, key: Cow<'a, [u8]>, pending: &'a Pending) -> Out<'a> {
         time_ms: 0,
         value_crc: checksum(pending.bytes()),
         validated: pending.validated.load(Ordering::Relaxed),
+        place: None,
     }
 }
 

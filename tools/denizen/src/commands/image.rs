@@ -296,17 +296,27 @@ fn verify(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::ImageVerify
             tell(name, checked)?;
             continue;
         }
-        let image = stored(everywhere, name)?.ok_or_else(|| {
-            Failure::usage(format!("there is no image {name}"))
-                .remedy("`denizen image ls` lists them; or name an archive (.dzi)")
-        })?;
-        tell(name, outcome(store(everywhere)?.verify(&image.id).map(|()| image.id)))?;
+        let id = meant(everywhere, name)?;
+        tell(name, outcome(store(everywhere)?.verify(&id).map(|()| id)))?;
     }
     if bad > 0 {
         return Err(Failure::host(format!("{} checked, {bad} bad", units::count(total, "image", "images")))
             .remedy("build and deploy them again; a disk that changes bytes needs a look as well"));
     }
     Ok(())
+}
+
+/// The image of an application, if a node that runs has one of this name, or the one in the store whose id begins so.
+fn meant(everywhere: &Everywhere, name: &str) -> Result<ImageId, Failure> {
+    let of_app = node(everywhere).ok().and_then(|node| node.image_of(name).ok());
+    if let Some(id) = of_app.and_then(|image| image.image.parse().ok()) {
+        return Ok(id);
+    }
+    stored(everywhere, name)?.map(|image| image.id).ok_or_else(|| {
+        Failure::usage(format!("there is no image {name}")).remedy(
+            "`denizen image ls` lists them; or name an application, whose node has to run, or an archive (.dzi)",
+        )
+    })
 }
 
 fn outcome<E: std::error::Error>(checked: Result<ImageId, E>) -> Result<ImageId, String> {

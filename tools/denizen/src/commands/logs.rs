@@ -25,6 +25,14 @@ pub(crate) fn run(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::Log
             terminal.answer(format!("{} {}", terminal.out.dim(clock(&line.at)), in_words(line, terminal.out)))
         }
     })?;
+    if shown == 0 && !typed.follow {
+        // A name that nobody has is a slip, and not one that has said nothing.
+        match target {
+            Some(Target { app, process: Some(process) }) => drop(node.process(&app, &process)?),
+            Some(Target { app, process: None }) => drop(node.image_of(&app)?),
+            None => {}
+        }
+    }
     if shown == 0 && !terminal.json && !typed.follow {
         let whose =
             typed.target.as_deref().map_or(String::new(), |target| format!(" of {}", printable(target)));

@@ -1,4 +1,4 @@
-//! `denizen ps`, `swap` and `rm`: processes as the scheduler sees them.
+//! `denizen ps`, `create`, `swap` and `rm`: processes as the scheduler sees them.
 
 use std::time::Duration;
 
@@ -67,6 +67,15 @@ fn paint_of(phase: &str) -> fn(Paint, &str) -> String {
     }
 }
 
+pub(crate) fn create(
+    terminal: &Terminal,
+    everywhere: &Everywhere,
+    typed: &cli::NewProcess,
+) -> Result<(), Failure> {
+    let target = ProcessTarget::parse(&typed.target)?;
+    tell(terminal, &node(everywhere)?.create(&target.app, &target.process)?)
+}
+
 pub(crate) fn swap(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::Swap) -> Result<(), Failure> {
     let node = node(everywhere)?;
     let process = match typed {
@@ -79,8 +88,13 @@ pub(crate) fn swap(terminal: &Terminal, everywhere: &Everywhere, typed: &cli::Sw
             node.swap_in(&target.app, &target.process)?
         }
     };
+    tell(terminal, &process)
+}
+
+/// What a process is now.
+fn tell(terminal: &Terminal, process: &Process) -> Result<(), Failure> {
     if terminal.json {
-        return terminal.document(&process);
+        return terminal.document(process);
     }
     let size = units::bytes(process.state_bytes);
     terminal.answer(format!(

@@ -103,6 +103,17 @@ fn an_image_that_says_explicit_creates_processes_by_request_only() {
     node.post("/v1/apps/explicit/functions/count", &[], b"").problem(404, "unknown-process", "caller");
     assert_eq!(node.control("POST", "/v1/apps/explicit/processes/p").status, 201);
     assert_eq!(node.call("explicit", "p", "count", b"").body(), "ok");
+    let output = node.denizen(&["invoke", "explicit/q", "count"]);
+    assert!(text(&output).contains("denizen create"), "{}", text(&output));
+    assert!(node.ok(&["create", "explicit/q"]).starts_with("explicit/q is active: commit 0"));
+    assert_eq!(node.call("explicit", "q", "count", b"").body(), "ok");
+    let output = node.denizen(&["create", "explicit/q"]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(
+        text(&output).contains("has a process q already") && text(&output).contains("another name"),
+        "{}",
+        text(&output)
+    );
     assert_eq!(node.post("/v1/apps/explicit/functions/count", &[], b"").body(), "ok", "there is one now");
 }
 

@@ -38,6 +38,10 @@ fn the_exit_code_says_whose_fault_it_was() {
         (&["invoke", "faulty/p", "nothing"], 2),
         (&["invoke", "nobody/p", "count"], 2),
         (&["invoke", "faulty/../p", "count"], 2),
+        (&["create", "nosuch/p"], 2),
+        (&["logs", "nosuch"], 2),
+        (&["logs", "faulty/nosuch"], 2),
+        (&["logs", "faulty/nosuch", "--json"], 2),
         (&["invoke"], 2),
         (&["frobnicate"], 2),
     ] {
@@ -71,6 +75,10 @@ fn what_makes_no_command_is_told_to_programs_in_json() {
             assert!(said["error"][field].as_str().is_some_and(|text| !text.is_empty()), "{said}");
         }
     }
+    // The usage demands nothing that a setting has said.
+    let output = Command::new(DENIZEN).arg("invoke").env("DENIZEN_DIR", "/nowhere").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("Usage: denizen invoke <APP/PROCESS> <FUNCTION> [DATA]"), "{said}");
     // Help is what was asked for.
     let help = Command::new(DENIZEN).args(["ps", "--help", "--json"]).output().unwrap();
     assert!(help.status.success() && !help.stdout.is_empty(), "{}", text(&help));
@@ -89,6 +97,7 @@ fn every_command_answers_in_json() {
         &["logs"],
         &["state", "ls", "faulty/p"],
         &["state", "get", "faulty/p", "count"],
+        &["create", "faulty/made"],
         &["swap", "out", "faulty/p"],
         &["swap", "in", "faulty/p"],
         &["image", "build", "--plugin", plugin.to_str().unwrap()],
@@ -96,6 +105,7 @@ fn every_command_answers_in_json() {
         &["image", "ls"],
         &["image", "inspect", "faulty"],
         &["image", "verify"],
+        &["image", "verify", "second"],
         &["image", "prune"],
         &["rm", "--yes", "faulty/p"],
         &["new", "made"],
